@@ -1,0 +1,37 @@
+// What the layers above see of an image: a storage that presents a guest disk kept in some format.
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Storage;
+
+namespace QcowFs.Images;
+
+/// <summary>
+/// A guest disk kept in some format. As a storage its bytes are the guest's. <see cref="IStorage.Sync"/> makes data and metadata
+/// durable. <see cref="IDisposable.Dispose"/> without <see cref="Close"/> abandons the image as a crash would: nothing more is
+/// written, and what was not synced may be lost.
+/// </summary>
+public interface IDiskImage : IStorage
+{
+    /// <summary>Facts about the image that opening established.</summary>
+    ImageInfo Info { get; }
+
+    /// <summary>What has been done through this image since it was opened. The object is live; its members are thread-safe.</summary>
+    ImageStatistics Statistics { get; }
+
+    /// <summary>Why the image takes no more changes (I7), or null while it does. Once set it stays.</summary>
+    string? Failure { get; }
+
+    /// <summary>The kind of the range that begins at <paramref name="offset"/>, with neighbours of the same kind (and consecutive
+    /// host offsets) merged up to <paramref name="length"/> bytes. Unallocated ranges are resolved through the backing chain:
+    /// <see cref="Extent.Depth"/> tells the layer, and <see cref="ExtentKind.Backing"/> means that no layer holds data.
+    /// No guest data is read.</summary>
+    Extent QueryExtent(long offset, long length);
+
+    /// <summary>Gives the host file when guest offset equals host offset everywhere and the file ends where the disk ends, so
+    /// that a kernel could serve it directly. The handle stays owned by the image.</summary>
+    bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file);
+
+    /// <summary>Ends the image properly: commits, collects what is pending, clears the in-use mark, makes all durable and releases
+    /// the files. Throws <see cref="StorageException"/> when anything was not durable; the files are released all the same.
+    /// A second call does nothing.</summary>
+    void Close();
+}

@@ -1,0 +1,44 @@
+// How an image is to be opened. Frozen at the start; no option changes on an open image.
+namespace QcowFs.Images;
+
+/// <summary>Which files named inside an image may be opened.</summary>
+public enum ReferencePolicy
+{
+    /// <summary>Files in the image's own directory and below.</summary>
+    Directory,
+    /// <summary>No file.</summary>
+    None,
+    /// <summary>Any file.</summary>
+    All,
+}
+
+/// <summary>How an image is to be opened.</summary>
+public sealed record OpenOptions
+{
+    /// <summary>The format that the user states, or null to probe. Raw is never guessed.</summary>
+    public string? Format { get; init; }
+
+    /// <summary>Whether the image may be changed. Otherwise no byte of any file changes, not even to recover.</summary>
+    public bool Writable { get; init; }
+
+    /// <summary>Which files named inside the image may be opened.</summary>
+    public ReferencePolicy References { get; init; }
+
+    /// <summary>Metadata cache per image in bytes.</summary>
+    public long CacheSize { get; init; } = 32L << 20;
+
+    /// <summary>Host files are opened with O_DIRECT.</summary>
+    public bool DirectIo { get; init; }
+
+    /// <summary>Whether the host files are locked as QEMU does. `info` and `inspect` do not lock.</summary>
+    public bool Lock { get; init; } = true;
+
+    /// <summary>The clock; replaced in tests.</summary>
+    public TimeProvider Time { get; init; } = TimeProvider.System;
+
+    /// <summary>How long metadata may stay dirty before a background thread commits it; zero: no background commit.</summary>
+    public TimeSpan CommitInterval { get; init; } = TimeSpan.FromSeconds(5);
+
+    /// <summary>Told one line for each thing a person may want to know (recovery, leaks collected, failure); may be null.</summary>
+    public Action<string>? Log { get; init; }
+}

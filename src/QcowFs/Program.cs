@@ -1,0 +1,7 @@
+// Entry point of the program.
+namespace QcowFs;
+
+internal static class Program
+{
+    private static int Main() => 64;
+}
