@@ -19,7 +19,6 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using QcowFs.Images.Metadata;
-using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -46,6 +45,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         Frozen frozen;
         lock (_cache.Gate)
             frozen = Freeze();
+        bool hasMetadata = frozen.HasMetadata;
         bool written = false;
         try
         {
@@ -58,7 +58,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 Thaw(frozen, written);
         }
 
-        return frozen.HasMetadata;
+        return hasMetadata;
     }
 
     /// <summary>Sets the in-use mark, once a session (I9, I10). Version 2 has no room for one.</summary>

@@ -3,7 +3,6 @@
 // R1. Counts change only under the cache's gate, with the page pinned.
 // R2. A count is raised in the change that publishes the mapping and written one stage before it; it is lowered only after the
 //     commit that made the mapping's removal durable (I2, I3).
-using System.Buffers.Binary;
 using QcowFs.Images.Metadata;
 
 namespace QcowFs.Images.Qcow2;
@@ -14,7 +13,6 @@ internal sealed class Refcounts : IFreeClusterSource
     private readonly MetadataCache _cache;
     private readonly Qcow2Header _header;
     private readonly int _order;
-    private readonly int _clusterBits;
     private readonly int _blockBits;
     private ResidentTable _table;
 
@@ -24,7 +22,6 @@ internal sealed class Refcounts : IFreeClusterSource
         _cache = cache;
         _table = table;
         _order = header.RefcountOrder;
-        _clusterBits = header.ClusterBits;
         _blockBits = header.ClusterBits + 3 - header.RefcountOrder;
     }
 
@@ -81,45 +78,13 @@ internal sealed class Refcounts : IFreeClusterSource
     }
 
     /// <summary>Reads a count from its page.</summary>
-    public ulong Get(MetadataPage page, long cluster)
-    {
-        long bit = (IndexInBlock(cluster) << _order) & (((long)_cache.PageSize << 3) - 1);
-        ReadOnlySpan<byte> at = page.Bytes[(int)(bit >> 3)..];
-        return _order switch
-        {
-            6 => BinaryPrimitives.ReadUInt64BigEndian(at),
-            5 => BinaryPrimitives.ReadUInt32BigEndian(at),
-            4 => BinaryPrimitives.ReadUInt16BigEndian(at),
-            3 => at[0],
-            _ => ((ulong)at[0] >> (int)(bit & 7)) & Max,
-        };
-    }
+    public ulong Get(MetadataPage page, long cluster) => RefcountEncoding.Get(page.Bytes, IndexOnPage(cluster), _order);
 
     /// <summary>Writes a count to its page. Call under the gate between BeginChange and EndChange.</summary>
     public void Set(MetadataPage page, long cluster, ulong count)
     {
         Invariant.Require(count <= Max, "a count stays within the image's width");
-        long bit = (IndexInBlock(cluster) << _order) & (((long)_cache.PageSize << 3) - 1);
-        Span<byte> at = page.Bytes[(int)(bit >> 3)..];
-        switch (_order)
-        {
-            case 6:
-                BinaryPrimitives.WriteUInt64BigEndian(at, count);
-                break;
-            case 5:
-                BinaryPrimitives.WriteUInt32BigEndian(at, (uint)count);
-                break;
-            case 4:
-                BinaryPrimitives.WriteUInt16BigEndian(at, (ushort)count);
-                break;
-            case 3:
-                at[0] = (byte)count;
-                break;
-            default:
-                int shift = (int)(bit & 7);
-                at[0] = (byte)((at[0] & ~((int)Max << shift)) | ((int)count << shift));
-                break;
-        }
+        RefcountEncoding.Set(page.Bytes, IndexOnPage(cluster), _order, count);
     }
 
     /// <summary>Sets the counts of free clusters to one. Call under the gate with the page pinned; all lie on it.</summary>
@@ -176,6 +141,8 @@ internal sealed class Refcounts : IFreeClusterSource
             _cache.Unpin(page);
         }
     }
+
+    private int IndexOnPage(long cluster) => (int)(cluster & ((((long)_cache.PageSize << 3) >> _order) - 1));
 
     private long IndexInBlock(long cluster) => cluster & ((1L << _blockBits) - 1);
 }
