@@ -32,25 +32,25 @@ public static unsafe partial class Libc
         byte** argv = null;
         byte** envp = null;
         pid = 0;
-        SpawnAttributesInit(attributes);
-        SpawnActionsInit(actions);
+        if (SpawnAttributesInit(attributes) != 0 || SpawnActionsInit(actions) != 0) return Errno.ENOMEM;
         try
         {
             argv = ToVector(arguments);
             envp = ToVector(environment);
-            SpawnAttributesSetFlags(attributes, POSIX_SPAWN_SETSID);
-            SpawnActionsAddOpen(actions, 0, "/dev/null", O_RDWR, 0);
-            SpawnActionsAddDuplicate(actions, inherited, firstClosed - 1);
-            SpawnActionsAddCloseFrom(actions, firstClosed);
-            int child;
-            var failure = (Errno)PosixSpawn(&child, path, actions, attributes, argv, envp); // returns the number, leaves errno alone
+            // These return the error number and leave errno alone.
+            int failure = SpawnAttributesSetFlags(attributes, POSIX_SPAWN_SETSID);
+            if (failure == 0) failure = SpawnActionsAddOpen(actions, 0, "/dev/null", O_RDWR, 0);
+            if (failure == 0) failure = SpawnActionsAddDuplicate(actions, inherited, firstClosed - 1);
+            if (failure == 0) failure = SpawnActionsAddCloseFrom(actions, firstClosed);
+            int child = 0;
+            if (failure == 0) failure = PosixSpawn(&child, path, actions, attributes, argv, envp);
             pid = child;
-            return failure;
+            return (Errno)failure;
         }
         finally
         {
-            SpawnActionsDestroy(actions);
-            SpawnAttributesDestroy(attributes);
+            _ = SpawnActionsDestroy(actions);
+            _ = SpawnAttributesDestroy(attributes);
             FreeVector(argv);
             FreeVector(envp);
         }

@@ -77,28 +77,20 @@ internal sealed class Mount
         byte[] buffer = new byte[replySize];
         for (long position = 0; ;)
         {
-            FuseDirectoryWriter writer = new(buffer, plus, Encode);
+            FuseDirectoryWriter writer = new(buffer, plus);
             Assert.Equal(Errno.None, System.ReadDirectory(node, open.Handle, position, ref writer));
             if (writer.Length == 0) break;
             for (ReadOnlySpan<byte> rest = buffer.AsSpan(0, writer.Length); !rest.IsEmpty;)
             {
-                int length = BinaryPrimitives.ReadInt32LittleEndian(rest);
-                position = BinaryPrimitives.ReadInt64LittleEndian(rest[4..]);
-                names.Add(Encoding.UTF8.GetString(rest.Slice(12, length)));
-                rest = rest[(12 + length)..];
+                // struct fuse_dirent: inode, next position, name length, type, name padded to 8; behind fuse_entry_out with plus.
+                ReadOnlySpan<byte> entry = rest[(plus ? 128 : 0)..];
+                position = BinaryPrimitives.ReadInt64LittleEndian(entry[8..]);
+                int length = BinaryPrimitives.ReadInt32LittleEndian(entry[16..]);
+                names.Add(Encoding.UTF8.GetString(entry.Slice(24, length)));
+                rest = entry[((24 + length + 7) & ~7)..];
             }
         }
         System.ReleaseDirectory(node, open.Handle);
         return names;
-    }
-
-    // Not the kernel's layout, which is the library's business: length, next position, name.
-    private static int Encode(Span<byte> destination, ReadOnlySpan<byte> name, in FuseEntry entry, long nextOffset, bool plus)
-    {
-        if (destination.Length < 12 + name.Length) return 0;
-        BinaryPrimitives.WriteInt32LittleEndian(destination, name.Length);
-        BinaryPrimitives.WriteInt64LittleEndian(destination[4..], nextOffset);
-        name.CopyTo(destination[12..]);
-        return 12 + name.Length;
     }
 }
