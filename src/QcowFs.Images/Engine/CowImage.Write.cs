@@ -1,0 +1,395 @@
+// How the engine changes guest data: in place where the block is the image's own, else reserve, compose, write, publish.
+using System.Buffers;
+using QcowFs.Native;
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Engine;
+
+/// <content>Writing, zeroing, discarding.</content>
+internal sealed partial class CowImage
+{
+    // One step locks and changes no more than this, so that a commit can come in between when much is dirty.
+    private const long StepBlocks = 512;
+
+    // A head or tail up to this size is copied beside the caller's bytes and written with them; a larger one is written alone.
+    private const int ComposeLimit = 256 * 1024;
+
+    public void Write(long offset, ReadOnlySpan<byte> source)
+    {
+        CheckRange(offset, source.Length, "write");
+        BeginChange();
+        Statistics.AddWritten(source.Length);
+        while (source.Length > 0)
+        {
+            int step = (int)Math.Min(source.Length, StepEnd(offset) - offset);
+            WriteStep(offset, source[..step]);
+            offset += step;
+            source = source[step..];
+        }
+    }
+
+    public void WriteZeroes(long offset, long length) => ZeroRange(offset, length, "write zeroes");
+
+    public void Discard(long offset, long length)
+    {
+        ZeroRange(offset, length, "discard");
+        Statistics.AddDiscarded(length);
+    }
+
+    /// <summary>Does nothing: space for guest data is reserved when a block is allocated.</summary>
+    public void Reserve(long offset, long length) => CheckRange(offset, length, "reserve");
+
+    public void SetLength(long length)
+    {
+        if (length != Length)
+            throw new StorageException(Errno.EPERM, "truncate", Name);
+    }
+
+    private long StepEnd(long offset) => ((offset >> _blockBits) + StepBlocks) << _blockBits;
+
+    private void WriteStep(long offset, ReadOnlySpan<byte> source)
+    {
+        int token = LockRange(offset, source.Length, exclusive: false);
+        int slot = _epoch.Enter();
+        try
+        {
+            if (TryWriteInPlace(offset, source))
+                return;
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+            _ranges.Exit(token);
+        }
+
+        Allocating(offset, source.Length, source, static (image, at, bytes) => image.WriteExclusive(at, bytes));
+    }
+
+    /// <summary>Overwrites blocks that are the image's own. False, with an unknown part written, when one of them is not: the
+    /// caller writes the whole range again.</summary>
+    private bool TryWriteInPlace(long offset, ReadOnlySpan<byte> source)
+    {
+        while (source.Length > 0)
+        {
+            Extent extent = _map.Lookup(offset, source.Length);
+            if (extent.Kind != ExtentKind.Data || !extent.Writable)
+                return false;
+            _data.Write(extent.Host, source[..(int)extent.Length]);
+            _dataDirty = true;
+            offset += extent.Length;
+            source = source[(int)extent.Length..];
+        }
+
+        return true;
+    }
+
+    private delegate void ExclusiveStep(CowImage image, long offset, ReadOnlySpan<byte> source);
+
+    /// <summary>Runs a step that changes the mapping, under the exclusive range lock. Where the host is full while freed blocks
+    /// wait for their commit, commits (holding no lock) and tries once more.</summary>
+    private void Allocating(long offset, long length, ReadOnlySpan<byte> source, ExclusiveStep step)
+    {
+        if (_map.NeedsCommit)
+            _commits.Run();
+        for (bool retried = false; ; retried = true)
+        {
+            int token = LockRange(offset, length, exclusive: true);
+            int slot = _epoch.Enter();
+            try
+            {
+                step(this, offset, source);
+                ArmCommitTimer();
+                return;
+            }
+            catch (StorageException exception) when (exception.IsOutOfSpace && !retried && _map.IsDirty)
+            {
+                // Fall through to the commit, which must not run under the range lock or inside the epoch.
+            }
+            finally
+            {
+                _epoch.Exit(slot);
+                _ranges.Exit(token);
+            }
+
+            _commits.Run();
+        }
+    }
+
+    private void WriteExclusive(long offset, ReadOnlySpan<byte> source)
+    {
+        while (source.Length > 0)
+        {
+            Extent extent = _map.Lookup(offset, source.Length);
+            ReadOnlySpan<byte> part = source[..(int)extent.Length];
+            if (extent.Kind == ExtentKind.Data && extent.Writable)
+                _data.Write(extent.Host, part);
+            else
+                part = part[..WriteNew(offset, part)];
+            _dataDirty = true;
+            offset += part.Length;
+            source = source[part.Length..];
+        }
+    }
+
+    /// <summary>Writes a prefix of a range that has no block of its own. Returns how many bytes that was.</summary>
+    private int WriteNew(long offset, ReadOnlySpan<byte> part)
+    {
+        int zeros = LeadingZeroBytes(offset, part);
+        if (zeros > 0)
+        {
+            if (IsZero(offset, zeros))
+                return zeros;
+            int whole = WholeSubBlocks(offset, zeros);
+            if (whole > 0 && _map.TryPublishZero(offset, whole))
+                return whole;
+        }
+        else
+        {
+            part = part[..NonZeroPrefix(offset, part)];
+        }
+
+        return Place(offset, part);
+    }
+
+    /// <summary>Reserve, write, publish for a prefix of a range. Returns how many bytes that was.</summary>
+    private int Place(long offset, ReadOnlySpan<byte> part)
+    {
+        Reservation reservation = _map.Reserve(offset, part.Length);
+        int written = (int)Math.Min(part.Length, reservation.End - offset);
+        bool published = false;
+        try
+        {
+            WriteReserved(reservation, offset, part[..written]);
+            _map.Publish(reservation);
+            published = true;
+        }
+        finally
+        {
+            if (!published)
+                _map.Abandon(reservation);
+        }
+
+        if (!reservation.InPlace)
+            Statistics.AddAllocated(((reservation.End - reservation.Start) + _blockMask) >> _blockBits);
+        return written;
+    }
+
+    /// <summary>Writes the caller's bytes and what surrounds them in their blocks to reserved space (I5).</summary>
+    private void WriteReserved(in Reservation reservation, long offset, ReadOnlySpan<byte> part)
+    {
+        long host = reservation.Host + (offset - reservation.Start);
+        int head = (int)(offset - reservation.Start);
+        int tail = (int)(reservation.End - offset - part.Length);
+        bool headNeeded = head > 0 && !(reservation.ReadsAsZero && IsZero(reservation.Start, head));
+        bool tailNeeded = tail > 0 && !(reservation.ReadsAsZero && IsZero(offset + part.Length, tail));
+        if (!headNeeded && !tailNeeded)
+        {
+            _data.Write(host, part);
+            return;
+        }
+
+        int copiedHead = headNeeded ? head : 0;
+        int copiedTail = tailNeeded ? tail : 0;
+        Statistics.AddCopied(copiedHead + copiedTail);
+        byte[] buffer = ArrayPool<byte>.Shared.Rent(Math.Max(copiedHead + copiedTail + (part.Length <= ComposeLimit ? part.Length : 0), 1));
+        try
+        {
+            if (part.Length <= ComposeLimit)
+            {
+                Span<byte> whole = buffer.AsSpan(0, copiedHead + part.Length + copiedTail);
+                ReadAround(offset - copiedHead, whole[..copiedHead]);
+                part.CopyTo(whole[copiedHead..]);
+                ReadAround(offset + part.Length, whole[(copiedHead + part.Length)..]);
+                _data.Write(host - copiedHead, whole);
+                return;
+            }
+
+            Span<byte> around = buffer.AsSpan(0, copiedHead + copiedTail);
+            ReadAround(offset - copiedHead, around[..copiedHead]);
+            ReadAround(offset + part.Length, around[copiedHead..]);
+            _data.Write(host - copiedHead, around[..copiedHead]);
+            _data.Write(host, part);
+            _data.Write(host + part.Length, around[copiedHead..]);
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+    }
+
+    /// <summary>Reads guest bytes for copy-on-write. The exclusive range lock keeps their blocks from being freed.</summary>
+    private void ReadAround(long offset, Span<byte> destination)
+    {
+        if (destination.Length > 0)
+            ReadGuest(offset, destination);
+    }
+
+    private void ZeroRange(long offset, long length, string operation)
+    {
+        CheckRange(offset, length, operation);
+        BeginChange();
+        long end = offset + length;
+        while (offset < end)
+        {
+            // A range that already reads as zeros is skipped without a lock: whoever writes there at the same time comes after.
+            long zeros = ZeroPrefixUnlocked(offset, end - offset);
+            if (zeros > 0)
+            {
+                offset += zeros;
+                continue;
+            }
+
+            long step = Math.Min(end, StepEnd(offset)) - offset;
+            Allocating(offset, step, default, (image, at, _) => image.ZeroExclusive(at, step));
+            offset += step;
+        }
+    }
+
+    private void ZeroExclusive(long offset, long length)
+    {
+        long end = offset + length;
+        int subBlock = _map.Traits.SubBlockSize;
+        while (offset < end)
+        {
+            long zeros = ZeroPrefix(offset, end - offset);
+            if (zeros > 0)
+            {
+                offset += zeros;
+                continue;
+            }
+
+            // The last sub-block of the disk may be cut by the disk's end.
+            long wholeEnd = end == Length ? end : end & -subBlock;
+            if ((offset & (subBlock - 1)) == 0 && wholeEnd > offset && _map.TryPublishZero(offset, wholeEnd - offset))
+            {
+                offset = wholeEnd;
+                continue;
+            }
+
+            long next = (offset & (subBlock - 1)) == 0 && wholeEnd > offset ? wholeEnd : Math.Min(end, (offset | (subBlock - 1L)) + 1);
+            WriteZeroBytes(offset, next - offset);
+            offset = next;
+        }
+    }
+
+    private void WriteZeroBytes(long offset, long length)
+    {
+        while (length > 0)
+        {
+            int step = (int)Math.Min(length, Zeros.Length);
+            long end = offset + step;
+            while (offset < end)
+            {
+                Extent extent = _map.Lookup(offset, end - offset);
+                int part = (int)extent.Length;
+                if (extent.Kind == ExtentKind.Data && extent.Writable)
+                    _data.Write(extent.Host, Zeros.AsSpan(0, part));
+                else if (!IsZero(offset, part))
+                    part = Place(offset, Zeros.AsSpan(0, part));
+                _dataDirty = true;
+                offset += part;
+            }
+
+            length -= step;
+        }
+    }
+
+    /// <summary>Whether the whole range reads as zeros by the word of the metadata of every layer.</summary>
+    private bool IsZero(long offset, long length) => ZeroPrefix(offset, length) >= Math.Min(length, Length - offset);
+
+    /// <summary>How many bytes from <paramref name="offset"/> on read as zeros by the word of the metadata of every layer.</summary>
+    private long ZeroPrefix(long offset, long length)
+    {
+        long start = offset;
+        long end = Math.Min(offset + length, Length);
+        while (offset < end)
+        {
+            Extent extent = _map.Lookup(offset, end - offset);
+            if (extent.Kind == ExtentKind.Backing)
+                extent = QueryBacking(offset, extent.Length);
+            if (extent.Kind is not (ExtentKind.Zero or ExtentKind.Backing))
+                break;
+            offset += extent.Length;
+        }
+
+        return offset >= end ? length : offset - start;
+    }
+
+    private long ZeroPrefixUnlocked(long offset, long length)
+    {
+        int slot = _epoch.Enter();
+        try
+        {
+            return ZeroPrefix(offset, length);
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
+    }
+
+    /// <summary>How many bytes of a range are whole sub-blocks from its start on; the disk's end counts as the end of one.</summary>
+    private int WholeSubBlocks(long offset, int length)
+    {
+        long mask = _map.Traits.SubBlockSize - 1L;
+        if ((offset & mask) != 0)
+            return 0;
+        return offset + length == Length ? length : (int)(length & ~mask);
+    }
+
+    /// <summary>Bytes of the leading pieces, cut at sub-block boundaries, that are all zero.</summary>
+    private int LeadingZeroBytes(long offset, ReadOnlySpan<byte> part)
+    {
+        int zeros = 0;
+        while (zeros < part.Length)
+        {
+            int piece = PieceLength(offset + zeros, part.Length - zeros);
+            if (part.Slice(zeros, piece).ContainsAnyExcept((byte)0))
+                break;
+            zeros += piece;
+        }
+
+        return zeros;
+    }
+
+    /// <summary>Bytes before the first whole zero sub-block.</summary>
+    private int NonZeroPrefix(long offset, ReadOnlySpan<byte> part)
+    {
+        int length = 0;
+        while (length < part.Length)
+        {
+            int piece = PieceLength(offset + length, part.Length - length);
+            if (WholeSubBlocks(offset + length, piece) == piece && !part.Slice(length, piece).ContainsAnyExcept((byte)0))
+                break;
+            length += piece;
+        }
+
+        return length;
+    }
+
+    private int PieceLength(long offset, int available)
+    {
+        int mask = _map.Traits.SubBlockSize - 1;
+        return Math.Min(available, mask + 1 - (int)(offset & mask));
+    }
+
+    private int LockRange(long offset, long length, bool exclusive) =>
+        _ranges.Enter(offset >> _blockBits, (offset + Math.Max(length, 1) - 1) >> _blockBits, exclusive);
+
+    private void BeginChange()
+    {
+        if (_inUse)
+            return;
+        _map.BeginUse();
+        _inUse = true;
+    }
+
+    private void CheckRange(long offset, long length, string operation)
+    {
+        ThrowIfReadOnly(operation);
+        if (offset < 0 || length < 0 || length > Length - offset)
+            throw new StorageException(Errno.ENOSPC, operation, Name, offset, length);
+    }
+
+    private static readonly byte[] Zeros = new byte[64 * 1024];
+}

@@ -1,0 +1,283 @@
+// The copy-on-write engine: moves all guest data of all formats that have a block map.
+//
+// Invariants (the architecture's I1 to I11, as far as this file keeps them):
+// I1. A block is published only after its data has been written; the map's commit syncs data before it writes mappings.
+// I4. Sync returns after a commit that began after every acknowledged write.
+// I5. A read returns the guest's bytes, the backing's, or zeros: a block that is only partly written is filled first.
+// I6. Every read and write runs inside the reader epoch from its lookup to its last byte.
+// I7. Every change of a file passes a LatchedStorage.
+// I9, I10. BeginUse comes before the first change.
+//
+// Locks, in this order: range lock (held across I/O), then the map's own. A thread holds no lock and is outside
+// the epoch when it commits, since a commit waits for the epoch.
+using System.Diagnostics.CodeAnalysis;
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Native;
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Engine;
+
+/// <summary>What an image is built from. The image owns all of it and disposes it.</summary>
+/// <param name="Map">Where blocks live.</param>
+/// <param name="Data">The file that holds guest data.</param>
+/// <param name="Files">Every host file of the image.</param>
+/// <param name="Backing">Supplies unallocated blocks; null: zeros.</param>
+/// <param name="Latch">The failure latch that the files share.</param>
+/// <param name="Epoch">The epoch that the map's commit waits for before it frees blocks.</param>
+internal sealed record CowImageParts(
+    IBlockMap Map, IStorage Data, IReadOnlyList<IStorage> Files, IDiskImage? Backing, FailureLatch Latch, ReaderEpoch Epoch);
+
+/// <summary>A disk image over a block map.</summary>
+internal sealed partial class CowImage : IDiskImage
+{
+    private readonly CowImageParts _parts;
+    private readonly IBlockMap _map;
+    private readonly IStorage _data;
+    private readonly IDiskImage? _backing;
+    private readonly ReaderEpoch _epoch;
+    private readonly RangeLock _ranges = new();
+    private readonly GroupCommit _commits;
+    private readonly ITimer? _commitTimer;
+    private readonly TimeSpan _commitInterval;
+    private readonly long _blockMask;
+    private readonly int _blockBits;
+    private readonly Action<string>? _log;
+    private int _timerArmed;
+    private volatile bool _dataDirty;
+    private volatile bool _inUse;
+    private bool _closed;
+
+    /// <summary>Presents the parts as an image.</summary>
+    public CowImage(CowImageParts parts, ImageInfo info, OpenOptions options)
+    {
+        _parts = parts;
+        _map = parts.Map;
+        _data = parts.Data;
+        _backing = parts.Backing;
+        _epoch = parts.Epoch;
+        _log = options.Log;
+        Info = info;
+        Length = info.VirtualSize;
+        IsReadOnly = !options.Writable;
+        _blockMask = _map.Traits.BlockSize - 1L;
+        _blockBits = System.Numerics.BitOperations.Log2((uint)_map.Traits.BlockSize);
+        _commits = new GroupCommit(CommitOnce);
+        _commitInterval = options.CommitInterval;
+        if (options.Writable && _commitInterval > TimeSpan.Zero)
+            _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+    }
+
+    public string Name => Info.Path;
+
+    public long Length { get; }
+
+    public bool IsReadOnly { get; }
+
+    public ImageInfo Info { get; }
+
+    public ImageStatistics Statistics { get; } = new();
+
+    public string? Failure => _parts.Latch.Reason;
+
+    /// <summary>The block map, for the format's own commands and for tests.</summary>
+    internal IBlockMap Map => _map;
+
+    private bool IsDirty => _dataDirty || _map.IsDirty;
+
+    public void Read(long offset, Span<byte> destination)
+    {
+        Statistics.AddRead(destination.Length);
+        int slot = _epoch.Enter();
+        try
+        {
+            ReadGuest(offset, destination);
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
+    }
+
+    public Extent QueryExtent(long offset, long length)
+    {
+        length = Math.Min(length, Length - offset);
+        if (length <= 0)
+            return new Extent(ExtentKind.Backing, 0);
+        int slot = _epoch.Enter();
+        try
+        {
+            Extent extent = _map.Lookup(offset, length);
+            return extent.Kind switch
+            {
+                ExtentKind.Backing => QueryBacking(offset, extent.Length),
+                ExtentKind.Compressed => extent with { Host = -1 },
+                _ => extent,
+            };
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
+    }
+
+    public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)
+    {
+        file = null;
+        return false;
+    }
+
+    public void Sync()
+    {
+        if (IsReadOnly)
+            return;
+        Statistics.AddSync();
+
+        // A commit in progress has already cleared the marks of what it is about to make durable, and sets them again before it
+        // ends when it fails: so the marks are read before and after.
+        if (!IsDirty && !_commits.IsRunning && !IsDirty && Failure is null)
+            return;
+        _commits.Run();
+    }
+
+    public void Close()
+    {
+        if (_closed)
+            return;
+        _closed = true;
+        _commitTimer?.Dispose();
+        try
+        {
+            if (_inUse)
+            {
+                // A commit may leave lowered counts for the next one (I3); each has less to do than the one before.
+                do
+                    _commits.Run();
+                while (_map.IsDirty);
+                _map.EndUse();
+            }
+        }
+        finally
+        {
+            Dispose();
+        }
+    }
+
+    public void Dispose()
+    {
+        _closed = true;
+        _commitTimer?.Dispose();
+        _map.Dispose();
+        foreach (IStorage file in _parts.Files)
+            file.Dispose();
+        _backing?.Dispose();
+    }
+
+    private Extent QueryBacking(long offset, long length)
+    {
+        if (_backing is null || offset >= _backing.Length)
+            return new Extent(ExtentKind.Backing, length);
+        Extent extent = _backing.QueryExtent(offset, Math.Min(length, _backing.Length - offset));
+        return extent with { Depth = extent.Depth + 1, Writable = false };
+    }
+
+    /// <summary>Reads guest bytes inside the epoch. Bytes past the end of the disk are zeros.</summary>
+    private void ReadGuest(long offset, Span<byte> destination)
+    {
+        if (offset + destination.Length > Length)
+        {
+            int inside = (int)Math.Clamp(Length - offset, 0, destination.Length);
+            destination[inside..].Clear();
+            destination = destination[..inside];
+        }
+
+        while (destination.Length > 0)
+        {
+            Extent extent = _map.Lookup(offset, destination.Length);
+            Span<byte> part = destination[..(int)extent.Length];
+            switch (extent.Kind)
+            {
+                case ExtentKind.Data:
+                    _data.Read(extent.Host, part);
+                    break;
+                case ExtentKind.Compressed:
+                    _map.ReadCompressed(extent.Host, (int)(offset & _blockMask), part);
+                    break;
+                case ExtentKind.Backing when _backing is not null:
+                    _backing.Read(offset, part);
+                    break;
+                default:
+                    part.Clear();
+                    break;
+            }
+
+            offset += part.Length;
+            destination = destination[part.Length..];
+        }
+    }
+
+    /// <summary>The commit that callers of Sync share: metadata in order, or only the data file where no metadata is dirty.</summary>
+    private void CommitOnce()
+    {
+        // Cleared before the commit: a write that completes from here on is owed another sync.
+        bool dataDirty = _dataDirty;
+        _dataDirty = false;
+        bool done = false;
+        try
+        {
+            if (_map.Commit(dataDirty))
+                Statistics.AddCommit();
+            done = true;
+        }
+        finally
+        {
+            if (!done)
+                _dataDirty |= dataDirty;
+        }
+
+        if (_map.IsDirty)
+            ArmCommitTimer();
+    }
+
+    private void CommitInBackground()
+    {
+        Volatile.Write(ref _timerArmed, 0);
+        try
+        {
+            if (!_closed && Failure is null)
+                _commits.Run();
+        }
+        catch (StorageException exception)
+        {
+            // Whoever syncs next is told; without space the commit is tried again later (I7).
+            _log?.Invoke($"background commit: {exception.Message}");
+            if (exception.IsOutOfSpace)
+                ArmCommitTimer();
+        }
+        catch (ObjectDisposedException) when (_closed)
+        {
+            // The image was abandoned while the timer fired.
+            return;
+        }
+    }
+
+    private void ArmCommitTimer()
+    {
+        if (_commitTimer is null || Volatile.Read(ref _timerArmed) != 0 || Interlocked.Exchange(ref _timerArmed, 1) != 0)
+            return;
+        try
+        {
+            _commitTimer.Change(_commitInterval, Timeout.InfiniteTimeSpan);
+        }
+        catch (ObjectDisposedException) when (_closed)
+        {
+            // Close commits by itself.
+            return;
+        }
+    }
+
+    private void ThrowIfReadOnly(string operation)
+    {
+        if (IsReadOnly)
+            throw new StorageException(Errno.EROFS, operation, Name);
+    }
+}

@@ -1,0 +1,345 @@
+// A host file or block device as a storage: the only implementation in production that touches the host.
+//   F1. EINTR and short transfers end in FileTransfer; nobody above sees one.
+//   F2. A failed sync is final. The kernel reports a lost write to one sync of a descriptor and then forgets it, so a later sync
+//       that succeeds proves nothing: syncs are serialised, and after a failure every one fails.
+//   F3. What the file system cannot do (punch, zero range) is done by writing zeros, and not tried again.
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Native;
+
+namespace QcowFs.Storage;
+
+/// <summary>
+/// A regular file or block device. Thread-safe as <see cref="IStorage"/> says. <see cref="SetLength"/> to less than others are
+/// writing at that moment leaves the length undefined until both are done.
+/// </summary>
+public sealed unsafe class FileStorage : IStorage
+{
+    // Below this, writing zeros beats the file system's transaction for changing the allocation.
+    private const long SmallZeroes = 64 << 10;
+
+    private static readonly AlignedBuffer Zeroes = new(BouncePool.BufferSize); // never written, never freed
+
+    private readonly SafeFileHandle _handle;
+    private readonly int _fd; // _handle's, which outlives every call (the owner disposes last)
+    private readonly bool _isBlockDevice;
+    private readonly int _sectorSize; // of a block device: the unit of its fallocate; else 1
+    private readonly DirectIo? _direct;
+    private readonly Lock _syncLock = new();
+    private Errno _syncFailure; // guarded by _syncLock
+    private long _length; // by Volatile and Interlocked
+    private volatile bool _cannotPunch;
+    private volatile bool _cannotZeroRange;
+
+    internal FileStorage(SafeFileHandle handle, string name, bool isReadOnly, bool directIo)
+    {
+        _handle = handle;
+        _fd = (int)handle.DangerousGetHandle();
+        Name = name;
+        IsReadOnly = isReadOnly;
+        StatxData facts = Stat(Libc.STATX_BASIC_STATS | Libc.STATX_DIOALIGN);
+        _isBlockDevice = (facts.Mode & Libc.S_IFMT) == Libc.S_IFBLK;
+        _sectorSize = _isBlockDevice ? QuerySectorSize() : 1;
+        _length = CurrentLength(facts);
+        _direct = directIo ? OpenDirect(facts) : null;
+    }
+
+    /// <inheritdoc/>
+    public string Name { get; }
+
+    /// <inheritdoc/>
+    /// <remarks>As this storage knows it; <see cref="QueryFacts"/> asks the host.</remarks>
+    public long Length => Volatile.Read(ref _length);
+
+    /// <inheritdoc/>
+    public bool IsReadOnly { get; }
+
+    /// <summary>Whether transfers bypass the host's page cache.</summary>
+    public bool IsDirect => _direct != null;
+
+    /// <summary>The open file. It stays owned by the storage.</summary>
+    public SafeFileHandle Handle => _handle;
+
+    /// <summary>Asks the host about the file.</summary>
+    public FileFacts QueryFacts()
+    {
+        StatxData facts = Stat(Libc.STATX_BASIC_STATS);
+        return new FileFacts(
+            Device: ((ulong)facts.DeviceMajor << 32) | facts.DeviceMinor,
+            Inode: facts.Inode,
+            Length: CurrentLength(facts),
+            AllocatedBytes: (long)facts.Blocks * 512,
+            ModifiedSeconds: facts.ModifiedSeconds,
+            ModifiedNanoseconds: facts.ModifiedNanoseconds,
+            IsBlockDevice: _isBlockDevice,
+            Mode: facts.Mode & ~Libc.S_IFMT,
+            UserId: facts.UserId,
+            GroupId: facts.GroupId);
+    }
+
+    /// <summary>Whether the host keeps data at <paramref name="offset"/>, which must be before the end, and how far the run of the
+    /// same kind goes. Where the host cannot tell, all is data.</summary>
+    public bool IsData(long offset, out long end)
+    {
+        long length = Length;
+        long data = Libc.Lseek(_fd, offset, Libc.SEEK_DATA);
+        if (data < 0)
+        {
+            end = length;
+            return Libc.LastErrno != Errno.ENXIO;
+        }
+        if (data > offset)
+        {
+            end = Math.Min(data, length);
+            return false;
+        }
+        long hole = Libc.Lseek(_fd, offset, Libc.SEEK_HOLE);
+        end = hole < 0 ? length : Math.Min(hole, length);
+        return true;
+    }
+
+    /// <inheritdoc/>
+    public void Read(long offset, Span<byte> destination)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(offset);
+        Errno result;
+        int done;
+        if (_direct != null)
+        {
+            result = _direct.Read(offset, destination, out done);
+        }
+        else
+        {
+            fixed (byte* pointer = destination)
+                result = FileTransfer.Read(_fd, pointer, destination.Length, offset, unit: 1, out done);
+        }
+        if (result != Errno.None)
+            throw new StorageException(result, "read", Name, offset, destination.Length);
+        destination[done..].Clear();
+    }
+
+    /// <inheritdoc/>
+    public void Write(long offset, ReadOnlySpan<byte> source)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(offset);
+        CheckWritable("write", offset, source.Length);
+        if (source.IsEmpty)
+            return;
+        Errno result;
+        if (_direct != null)
+        {
+            result = _direct.Write(offset, source, ref _length);
+        }
+        else
+        {
+            fixed (byte* pointer = source)
+                result = FileTransfer.Write(_fd, pointer, source.Length, offset, unit: 1, out _);
+            if (result == Errno.None)
+                DirectIo.Raise(ref _length, offset + source.Length);
+        }
+        if (result != Errno.None)
+            throw Failed(result, "write", offset, source.Length);
+    }
+
+    /// <inheritdoc/>
+    public void WriteZeroes(long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("zero", offset, length);
+        if (length <= SmallZeroes || _cannotZeroRange)
+            WriteZeroBytes(offset, length);
+        else
+            _cannotZeroRange = !TryFallocate(Libc.FALLOC_FL_ZERO_RANGE, "zero", offset, length);
+    }
+
+    /// <inheritdoc/>
+    public void Discard(long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("discard", offset, length);
+        length = Math.Min(length, Length - offset);
+        if (length <= 0)
+            return;
+        if (_cannotPunch)
+            WriteZeroBytes(offset, length);
+        else
+            _cannotPunch = !TryFallocate(Libc.FALLOC_FL_PUNCH_HOLE | Libc.FALLOC_FL_KEEP_SIZE, "discard", offset, length);
+    }
+
+    /// <inheritdoc/>
+    public void Reserve(long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("reserve", offset, length);
+        // A block device has all its space from the start.
+        if (length == 0 || _isBlockDevice)
+            return;
+        using RangeGate.Ticket held = Hold(offset, offset + length);
+        Errno result = Fallocate(0, offset, length);
+        if (result == Errno.None)
+            DirectIo.Raise(ref _length, offset + length);
+        else if (result is not (Errno.EOPNOTSUPP or Errno.ENOSYS))
+            throw Failed(result, "reserve", offset, length);
+    }
+
+    /// <inheritdoc/>
+    public void SetLength(long length)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(length);
+        CheckWritable("set length", length, -1);
+        using RangeGate.Ticket held = Hold(0, long.MaxValue);
+        int result;
+        do
+        {
+            result = Libc.Ftruncate(_fd, length);
+        }
+        while (result != 0 && Libc.LastErrno == Errno.EINTR);
+        if (result != 0)
+            throw Failed(Libc.LastErrno, "set length", length, -1);
+        Volatile.Write(ref _length, length);
+    }
+
+    /// <inheritdoc/>
+    public void Sync()
+    {
+        lock (_syncLock)
+        {
+            // F2
+            if (_syncFailure == Errno.None && Libc.Fdatasync(_fd) != 0)
+                _syncFailure = Libc.LastErrno;
+            if (_syncFailure != Errno.None)
+                throw new StorageException(_syncFailure, "sync", Name);
+        }
+    }
+
+    /// <summary>Closes the file, which drops its locks. Nothing is synced.</summary>
+    public void Dispose() => _handle.Dispose();
+
+    // fallocate over the sectors that lie wholly in the range and zeros written over the ragged ends. Where the file system cannot,
+    // zeros are written over all of it and the answer is false (F3).
+    private bool TryFallocate(int mode, string operation, long offset, long length)
+    {
+        long end = offset + length;
+        long start = (offset + _sectorSize - 1) / _sectorSize * _sectorSize;
+        long stop = end / _sectorSize * _sectorSize;
+        if (start >= stop)
+        {
+            WriteZeroBytes(offset, length);
+            return true;
+        }
+        Errno result;
+        using (Hold(start, stop))
+        {
+            result = Fallocate(mode, start, stop - start);
+            if (result == Errno.None && (mode & Libc.FALLOC_FL_KEEP_SIZE) == 0)
+                DirectIo.Raise(ref _length, stop);
+        }
+        if (result is Errno.EOPNOTSUPP or Errno.ENOSYS)
+        {
+            WriteZeroBytes(offset, length);
+            return false;
+        }
+        if (result != Errno.None)
+            throw Failed(result, operation, offset, length);
+        WriteZeroBytes(offset, start - offset);
+        WriteZeroBytes(stop, end - stop);
+        return true;
+    }
+
+    private void WriteZeroBytes(long offset, long length)
+    {
+        while (length > 0)
+        {
+            int count = (int)Math.Min(length, Zeroes.Length);
+            Write(offset, Zeroes.Span[..count]);
+            offset += count;
+            length -= count;
+        }
+    }
+
+    private Errno Fallocate(int mode, long offset, long length)
+    {
+        while (Libc.Fallocate(_fd, mode, offset, length) != 0)
+        {
+            if (Libc.LastErrno != Errno.EINTR)
+                return Libc.LastErrno;
+        }
+        return Errno.None;
+    }
+
+    private RangeGate.Ticket Hold(long start, long end) => _direct?.Hold(start, end) ?? default;
+
+    // A failed change may have extended the file in part, so the length is learned anew.
+    private StorageException Failed(Errno errno, string operation, long offset, long length)
+    {
+        Volatile.Write(ref _length, CurrentLength(Stat(Libc.STATX_BASIC_STATS)));
+        return new StorageException(errno, operation, Name, offset, length);
+    }
+
+    private void CheckWritable(string operation, long offset, long length)
+    {
+        if (IsReadOnly)
+            throw new StorageException(Errno.EROFS, operation, Name, offset, length);
+    }
+
+    private static void CheckRange(long offset, long length)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(offset);
+        ArgumentOutOfRangeException.ThrowIfNegative(length);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(length, long.MaxValue - offset);
+    }
+
+    private StatxData Stat(uint mask)
+    {
+        StatxData facts;
+        if (Libc.Statx(_fd, "", Libc.AT_EMPTY_PATH, mask, &facts) != 0)
+            throw new StorageException(Libc.LastErrno, "stat", Name);
+        return facts;
+    }
+
+    private long CurrentLength(in StatxData facts)
+    {
+        if (!_isBlockDevice)
+            return (long)facts.Size;
+        long end = Libc.Lseek(_fd, 0, Libc.SEEK_END);
+        return end >= 0 ? end : throw new StorageException(Libc.LastErrno, "seek", Name);
+    }
+
+    private int QuerySectorSize()
+    {
+        int size;
+        if (Libc.Ioctl(_fd, Libc.BLKSSZGET, &size) != 0)
+            throw new StorageException(Libc.LastErrno, "query sector size", Name);
+        return size;
+    }
+
+    private DirectIo OpenDirect(in StatxData facts)
+    {
+        if (_isBlockDevice)
+            return new DirectIo(_fd, _sectorSize, _sectorSize);
+        if ((facts.Mask & Libc.STATX_DIOALIGN) == 0)
+        {
+            int unit = ProbeAlignment();
+            return new DirectIo(_fd, unit, unit);
+        }
+        // The file system says that it would go through the page cache all the same (encryption, data journaling).
+        if (facts.DirectOffsetAlignment == 0)
+            throw new StorageException(Errno.EOPNOTSUPP, "direct I/O", Name);
+        return new DirectIo(_fd, (int)facts.DirectOffsetAlignment, (int)Math.Max(facts.DirectMemoryAlignment, 1));
+    }
+
+    // Before Linux 6.1: the smallest block that a read accepts. An empty file accepts any, so it gets the one that is always right.
+    private int ProbeAlignment()
+    {
+        if (_length == 0)
+            return AlignedBuffer.PageSize;
+        AlignedBuffer bounce = BouncePool.Rent();
+        try
+        {
+            return FileTransfer.Read(_fd, bounce.Pointer, 512, 0, 512, out _) == Errno.None ? 512 : AlignedBuffer.PageSize;
+        }
+        finally
+        {
+            BouncePool.Return(bounce);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+// Opening host files by name. Every name that comes from a user is opened by Open, every name that comes from inside an image by
+// OpenBeneath or by a caller whose policy allows more.
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Native;
+
+namespace QcowFs.Storage;
+
+/// <summary>What a host file is opened for.</summary>
+public enum StorageAccess
+{
+    /// <summary>Read-only.</summary>
+    Read,
+    /// <summary>Read and write.</summary>
+    Write,
+    /// <summary>Makes the file, which must not exist, to read and write it. The name is durable after
+    /// <see cref="HostFiles.SyncDirectory"/>.</summary>
+    Create,
+}
+
+/// <summary>Opens host files. Thread-safe. Failures are <see cref="StorageException"/>.</summary>
+public static unsafe class HostFiles
+{
+    // A rename elsewhere in the tree during the walk makes openat2 give up with EAGAIN; it says so, and a new walk is right.
+    private const int BeneathAttempts = 32;
+
+    /// <summary>Opens a regular file or block device by name. With <paramref name="directIo"/> its transfers bypass the host's page
+    /// cache; EOPNOTSUPP where the file system cannot.</summary>
+    public static FileStorage Open(string path, StorageAccess access, bool directIo = false)
+    {
+        int fd = Libc.Open(path, Flags(access, directIo), CreationMode);
+        return Own(fd, Libc.LastErrno, path, access, directIo);
+    }
+
+    /// <summary>
+    /// Opens a file below a directory. No component of <paramref name="relativePath"/> may leave the directory, be it by "..", by a
+    /// symbolic link or by an absolute path (EXDEV), at whatever moment someone changes the tree. <paramref name="name"/> is what
+    /// error messages call the file.
+    /// </summary>
+    public static FileStorage OpenBeneath(
+        SafeFileHandle directory, string relativePath, string name, StorageAccess access, bool directIo = false)
+    {
+        const ulong Rules = Libc.RESOLVE_BENEATH | Libc.RESOLVE_NO_MAGICLINKS;
+        uint mode = access == StorageAccess.Create ? CreationMode : 0;
+        int fd = -1;
+        for (int attempt = 0; attempt < BeneathAttempts; attempt++)
+        {
+            fd = Libc.OpenAt2((int)directory.DangerousGetHandle(), relativePath, Flags(access, directIo), mode, Rules);
+            if (fd >= 0 || Libc.LastErrno is not (Errno.EAGAIN or Errno.EINTR))
+                break;
+        }
+        GC.KeepAlive(directory);
+        return Own(fd, Libc.LastErrno, name, access, directIo);
+    }
+
+    /// <summary>Opens a directory, to open files beneath it. The caller owns the handle.</summary>
+    public static SafeFileHandle OpenDirectory(string path)
+    {
+        int fd = Libc.Open(path, Libc.O_RDONLY | Libc.O_DIRECTORY | Libc.O_CLOEXEC, 0);
+        return fd >= 0 ? new SafeFileHandle(fd, ownsHandle: true) : throw new StorageException(Libc.LastErrno, "open", path);
+    }
+
+    /// <summary>Makes the names in a directory durable: a new, renamed or removed file survives a crash only after this.</summary>
+    public static void SyncDirectory(string path)
+    {
+        using SafeFileHandle directory = OpenDirectory(path);
+        if (Libc.Fsync((int)directory.DangerousGetHandle()) != 0)
+            throw new StorageException(Libc.LastErrno, "sync", path);
+    }
+
+    private const uint CreationMode = 0x1b6; // 0666, cut by the umask
+
+    // O_NONBLOCK: opening a FIFO or a terminal that a name leads to must not hang before its type can be seen and refused.
+    private static int Flags(StorageAccess access, bool directIo) =>
+        Libc.O_CLOEXEC | Libc.O_NOCTTY | Libc.O_NONBLOCK | (directIo ? Libc.O_DIRECT : 0) | access switch
+        {
+            StorageAccess.Read => Libc.O_RDONLY,
+            StorageAccess.Write => Libc.O_RDWR,
+            _ => Libc.O_RDWR | Libc.O_CREAT | Libc.O_EXCL,
+        };
+
+    private static FileStorage Own(int fd, Errno failure, string name, StorageAccess access, bool directIo)
+    {
+        if (fd < 0)
+        {
+            // A file system without direct I/O says EINVAL to O_DIRECT; nothing else in our flags earns that.
+            bool refusesDirect = directIo && failure == Errno.EINVAL;
+            throw new StorageException(refusesDirect ? Errno.EOPNOTSUPP : failure, refusesDirect ? "direct I/O" : "open", name);
+        }
+        var handle = new SafeFileHandle(fd, ownsHandle: true);
+        try
+        {
+            RequireFileOrDevice(fd, name);
+            return new FileStorage(handle, name, access == StorageAccess.Read, directIo);
+        }
+        catch
+        {
+            handle.Dispose();
+            throw;
+        }
+    }
+
+    private static void RequireFileOrDevice(int fd, string name)
+    {
+        StatxData facts;
+        if (Libc.Statx(fd, "", Libc.AT_EMPTY_PATH, Libc.STATX_BASIC_STATS, &facts) != 0)
+            throw new StorageException(Libc.LastErrno, "stat", name);
+        int type = facts.Mode & Libc.S_IFMT;
+        if (type == Libc.S_IFDIR)
+            throw new StorageException(Errno.EISDIR, "open", name);
+        if (type is not (Libc.S_IFREG or Libc.S_IFBLK))
+            throw new StorageException(Errno.EOPNOTSUPP, "open (neither a regular file nor a block device)", name);
+    }
+}

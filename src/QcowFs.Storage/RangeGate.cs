@@ -1,0 +1,56 @@
+// Keeps a read-modify-write of whole blocks apart from everything else that changes the same blocks. Without it, direct I/O would
+// lose bytes: the block read before a neighbour's write and written back after it takes the neighbour's bytes back in time.
+using System.Runtime.InteropServices;
+
+namespace QcowFs.Storage;
+
+/// <summary>
+/// Locks on byte ranges: shared ones pass each other, an exclusive one waits for all that overlap it and keeps them out. The list
+/// is as long as there are threads at work, so it is searched linearly. Not fair, not recursive. Allocates nothing in steady use.
+/// </summary>
+internal sealed class RangeGate
+{
+    private readonly object _lock = new(); // guards _held; a Monitor because it is waited on
+    private readonly List<Range> _held = [];
+
+    /// <summary>Waits until the range [start, end) is free for this use, and holds it until the ticket is disposed.</summary>
+    public Ticket Enter(long start, long end, bool exclusive)
+    {
+        var range = new Range(start, end, exclusive);
+        lock (_lock)
+        {
+            while (Conflicts(range))
+                Monitor.Wait(_lock);
+            _held.Add(range);
+        }
+        return new Ticket(this, range);
+    }
+
+    private bool Conflicts(in Range wanted)
+    {
+        foreach (ref readonly Range held in CollectionsMarshal.AsSpan(_held))
+        {
+            if (held.Start < wanted.End && wanted.Start < held.End && (held.Exclusive || wanted.Exclusive))
+                return true;
+        }
+        return false;
+    }
+
+    // Equal ranges are interchangeable, so removing the first equal one is right.
+    private void Leave(in Range range)
+    {
+        lock (_lock)
+        {
+            _held.Remove(range);
+            Monitor.PulseAll(_lock);
+        }
+    }
+
+    /// <summary>A held range; the default value holds nothing.</summary>
+    internal readonly struct Ticket(RangeGate? gate, Range range) : IDisposable
+    {
+        public void Dispose() => gate?.Leave(range);
+    }
+
+    internal readonly record struct Range(long Start, long End, bool Exclusive);
+}
