@@ -9,7 +9,7 @@ internal static class LayerRules
     private const string Images = "src/QcowFs.Images";
 
     /// <summary>Folders of QcowFs.Images that serve every format. Each other folder is a format.</summary>
-    private static readonly string[] SharedFolders = ["Engine", "Metadata", "Dedup"];
+    private static readonly string[] SharedFolders = ["Engine", "Metadata", "Checking", "Dedup"];
 
     /// <summary>Formats that need no folder of their own yet are listed too, so that no name slips through.</summary>
     private static readonly string[] KnownFormats = ["Raw", "Qcow2", "AddCow", "Vhdx", "Vhd", "Vmdk", "Vdi", "Qed", "Qcow1", "Parallels"];
@@ -74,7 +74,7 @@ internal static class LayerRules
         string[] parts = file.Path.Split('/');
         string folder = string.Join('.', parts[1..^1]);
         string found = file.Nodes<BaseNamespaceDeclarationSyntax>().FirstOrDefault()?.Name.ToString() ?? "none";
-        string shortest = file.IsIn(Images) ? folder : parts[1];
+        string shortest = file.IsIn(Images) && Formats.Value.Contains(parts[2]) ? folder : parts[1];
         if (!$"{folder}.".StartsWith($"{found}.", StringComparison.Ordinal) || !$"{found}.".StartsWith($"{shortest}.", StringComparison.Ordinal))
         {
             yield return $"{file.Path}: namespace {found}, expected {folder}";
