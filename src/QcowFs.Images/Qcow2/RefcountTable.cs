@@ -1,0 +1,79 @@
+// The refcount structures as they are on disk, read without any cache: what a check compares with.
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>The stored reference counts of an image. Used by one thread.</summary>
+internal sealed class RefcountTable
+{
+    private readonly Qcow2Header _header;
+    private readonly IStorage _file;
+    private readonly byte[] _block;
+    private long _blockIndex = -1;
+
+    /// <summary>Reads the table, at most 8 MiB; what lies past the end of the file reads as unallocated.</summary>
+    public RefcountTable(Qcow2Header header, IStorage file)
+    {
+        _header = header;
+        _file = file;
+        _block = new byte[header.ClusterSize];
+        byte[] table = new byte[header.RefcountTableClusters << header.ClusterBits];
+        file.Read(header.RefcountTableOffset, table);
+        Entries = new RefcountTableEntry[table.Length / RefcountTableEntry.Size];
+        for (int i = 0; i < Entries.Length; i++)
+            Entries[i] = RefcountTableEntry.Read(table.AsSpan(i * RefcountTableEntry.Size));
+    }
+
+    /// <summary>The table's entries as they are.</summary>
+    public RefcountTableEntry[] Entries { get; }
+
+    /// <summary>Byte offset of an entry in the image file.</summary>
+    public long EntryOffset(long index) => _header.RefcountTableOffset + index * RefcountTableEntry.Size;
+
+    /// <summary>Index of the block that holds a cluster's count.</summary>
+    public long BlockOf(long cluster) => cluster / _header.RefcountsPerBlock;
+
+    /// <summary>Whether a block can be read: false where its entry is misaligned. A block that is not there holds zeros.</summary>
+    public bool IsReadable(long blockIndex) =>
+        blockIndex >= Entries.Length || Entries[blockIndex].BlockOffset % _header.ClusterSize == 0;
+
+    /// <summary>Whether a block is there and lies in the file.</summary>
+    public bool HasBlock(long blockIndex)
+    {
+        if (blockIndex >= Entries.Length)
+            return false;
+        long offset = Entries[blockIndex].BlockOffset;
+        return offset > 0 && offset < _file.Length && IsReadable(blockIndex);
+    }
+
+    /// <summary>The stored count of a cluster. Reads a block when the cluster lies in another than the last one asked for.</summary>
+    public ulong this[long cluster]
+    {
+        get
+        {
+            long index = BlockOf(cluster);
+            if (!HasBlock(index))
+                return 0;
+            if (index != _blockIndex)
+            {
+                _blockIndex = -1;
+                _file.Read(Entries[index].BlockOffset, _block);
+                _blockIndex = index;
+            }
+
+            return RefcountEncoding.Get(_block, (int)(cluster % _header.RefcountsPerBlock), _header.RefcountOrder);
+        }
+    }
+
+    /// <summary>The first cluster at or behind <paramref name="cluster"/> whose block is there, or long.MaxValue.</summary>
+    public long NextStored(long cluster)
+    {
+        for (long index = BlockOf(cluster); index < Entries.Length; index++)
+        {
+            if (HasBlock(index))
+                return Math.Max(cluster, index * _header.RefcountsPerBlock);
+        }
+
+        return long.MaxValue;
+    }
+}
