@@ -12,7 +12,7 @@ namespace QcowFs.Storage;
 /// A regular file or block device. Thread-safe as <see cref="IStorage"/> says. <see cref="SetLength"/> to less than others are
 /// writing at that moment leaves the length undefined until both are done.
 /// </summary>
-public sealed unsafe class FileStorage : IStorage
+public sealed unsafe class FileStorage : IStorage, IExtentSource
 {
     // Below this, writing zeros beats the file system's transaction for changing the allocation.
     private const long SmallZeroes = 64 << 10;
