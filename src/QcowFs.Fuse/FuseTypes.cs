@@ -20,7 +20,7 @@ public struct FuseAttributes
     public long Blocks { get; set; }
     /// <summary>Preferred I/O size in bytes.</summary>
     public uint BlockSize { get; set; }
-    /// <summary>Last access.</summary>
+    /// <summary>Last access. A time left at its default is shown as 1970.</summary>
     public DateTimeOffset AccessTime { get; set; }
     /// <summary>Last change of content.</summary>
     public DateTimeOffset ModifyTime { get; set; }
@@ -31,7 +31,8 @@ public struct FuseAttributes
 /// <summary>The result of a lookup: the node and how long the kernel may believe it.</summary>
 public struct FuseEntry
 {
-    /// <summary>Node id, never 0.</summary>
+    /// <summary>Node id. 0 as the result of a lookup means: there is no such name, and the kernel may remember that for
+    /// <see cref="EntryValid"/>; in a listing it means: attributes are not known, and no reference is counted.</summary>
     public ulong Node { get; set; }
     /// <summary>Distinguishes reuses of a node id.</summary>
     public ulong Generation { get; set; }
@@ -108,36 +109,4 @@ public struct FuseStatFs
     public ulong FilesFree { get; set; }
     /// <summary>Longest name in bytes.</summary>
     public uint NameLength { get; set; }
-}
-
-/// <summary>Collects directory entries into a reply. Valid only during the call that received it.</summary>
-public ref struct FuseDirectoryWriter
-{
-    private readonly Span<byte> _buffer;
-    private readonly Encoder _encoder;
-
-    internal delegate int Encoder(Span<byte> destination, ReadOnlySpan<byte> name, in FuseEntry entry, long nextOffset, bool plus);
-
-    internal FuseDirectoryWriter(Span<byte> buffer, bool withAttributes, Encoder encoder)
-    {
-        _buffer = buffer;
-        _encoder = encoder;
-        WithAttributes = withAttributes;
-        Length = 0;
-    }
-
-    /// <summary>READDIRPLUS: entries carry attributes and count a reference.</summary>
-    public bool WithAttributes { get; }
-
-    /// <summary>Bytes used so far.</summary>
-    public int Length { get; private set; }
-
-    /// <summary>Adds one entry; false when it does not fit, which ends the listing for this call.
-    /// <paramref name="nextOffset"/> is the position that continues after this entry.</summary>
-    public bool TryAdd(ReadOnlySpan<byte> name, in FuseEntry entry, long nextOffset)
-    {
-        int used = _encoder(_buffer[Length..], name, in entry, nextOffset, WithAttributes);
-        Length += used;
-        return used > 0;
-    }
 }

@@ -42,7 +42,8 @@ public interface IFuseFileSystem
     /// <summary>A descriptor was closed (one of possibly several); not a request for durability.</summary>
     Errno Flush(ulong node, ulong handle);
 
-    /// <summary>Makes the node's content durable.</summary>
+    /// <summary>Makes the node's content durable. <see cref="RootNode"/> with handle 0 means everything (SYNCFS, which a kernel does
+    /// not send to an ordinary mount).</summary>
     Errno Sync(ulong node, ulong handle, bool dataOnly);
 
     /// <summary>fallocate(2) with its mode bits.</summary>
@@ -55,7 +56,9 @@ public interface IFuseFileSystem
     Errno OpenDirectory(ulong node, out FuseOpenResult result);
 
     /// <summary>Adds entries from position <paramref name="offset"/> on until the writer says it is full. With
-    /// <see cref="FuseDirectoryWriter.WithAttributes"/> each accepted entry other than "." and ".." counts one kernel reference.</summary>
+    /// <see cref="FuseDirectoryWriter.WithAttributes"/> each accepted entry other than "." and ".." counts one kernel reference;
+    /// where this call ends in an error or an exception after it added entries, those references are given back by
+    /// <see cref="Forget"/>.</summary>
     Errno ReadDirectory(ulong node, ulong handle, long offset, ref FuseDirectoryWriter writer);
 
     /// <summary>Closes a directory.</summary>

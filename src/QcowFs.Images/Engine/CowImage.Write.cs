@@ -50,6 +50,7 @@ internal sealed partial class CowImage
     private void WriteStep(long offset, ReadOnlySpan<byte> source)
     {
         int token = LockRange(offset, source.Length, exclusive: false);
+        int slot = _epoch.Enter();
         try
         {
             if (TryWriteInPlace(offset, source))
@@ -57,6 +58,7 @@ internal sealed partial class CowImage
         }
         finally
         {
+            _epoch.Exit(slot);
             _ranges.Exit(token);
         }
 
@@ -92,6 +94,7 @@ internal sealed partial class CowImage
         for (bool retried = false; ; retried = true)
         {
             int token = LockRange(offset, length, exclusive: true);
+            int slot = _epoch.Enter();
             try
             {
                 step(this, offset, source);
@@ -100,10 +103,11 @@ internal sealed partial class CowImage
             }
             catch (StorageException exception) when (exception.IsOutOfSpace && !retried && _map.IsDirty)
             {
-                // Fall through to the commit, which must not run under the range lock.
+                // Fall through to the commit, which must not run under the range lock or inside the epoch.
             }
             finally
             {
+                _epoch.Exit(slot);
                 _ranges.Exit(token);
             }
 
@@ -228,7 +232,7 @@ internal sealed partial class CowImage
         while (offset < end)
         {
             // A range that already reads as zeros is skipped without a lock: whoever writes there at the same time comes after.
-            long zeros = ZeroPrefix(offset, end - offset);
+            long zeros = ZeroPrefixUnlocked(offset, end - offset);
             if (zeros > 0)
             {
                 offset += zeros;
@@ -309,6 +313,19 @@ internal sealed partial class CowImage
         }
 
         return offset >= end ? length : offset - start;
+    }
+
+    private long ZeroPrefixUnlocked(long offset, long length)
+    {
+        int slot = _epoch.Enter();
+        try
+        {
+            return ZeroPrefix(offset, length);
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
     }
 
     /// <summary>How many bytes of a range are whole sub-blocks from its start on; the disk's end counts as the end of one.</summary>

@@ -4,11 +4,12 @@
 // I1. A block is published only after its data has been written; the map's commit syncs data before it writes mappings.
 // I4. Sync returns after a commit that began after every acknowledged write.
 // I5. A read returns the guest's bytes, the backing's, or zeros: a block that is only partly written is filled first.
-// I6. Every read runs inside the reader epoch from its lookup to its last byte.
+// I6. Every read and write runs inside the reader epoch from its lookup to its last byte.
 // I7. Every change of a file passes a LatchedStorage.
 // I9, I10. BeginUse comes before the first change.
 //
-// Locks, in this order: range lock (held across I/O), then the map's own. A thread holds no lock when it commits.
+// Locks, in this order: range lock (held across I/O), then the map's own. A thread holds no lock and is outside
+// the epoch when it commits, since a commit waits for the epoch.
 using System.Diagnostics.CodeAnalysis;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;

@@ -48,6 +48,9 @@ internal sealed class MetadataCache
     /// <summary>Bytes per page.</summary>
     public int PageSize { get; }
 
+    /// <summary>The name of the image file, for messages.</summary>
+    public string FileName => _file.Name;
+
     /// <summary>Pages changed and not yet written. Exact under the gate, a hint elsewhere.</summary>
     public int DirtyCount => _dirty.Count + _frozenCount;
 

@@ -1,0 +1,53 @@
+# What a person or CI runs; `make help` lists it. The work is in small scripts: packaging/deps.sh installs what is
+# missing, tests/run-tests.sh runs the suites and adds up their counts, packaging/demo.sh shows the main job.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+DOTNET  ?= dotnet
+ROOT    := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+OUTPUT  := $(ROOT)/build
+
+export DOTNET
+export DOTNET_CLI_TELEMETRY_OPTOUT := 1
+export DOTNET_NOLOGO := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help build test soak demo bench lint deps deps-bench sdk install clean
+
+help: ## show this list
+	@printf 'QcowFs: make TARGET\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: sdk ## release build; the program is build/qcowfs
+	@$(ROOT)/packaging/build.sh $(OUTPUT)
+
+test: deps build ## everything that CI runs; last line: N passed, N failed, N skipped
+	@$(ROOT)/tests/run-tests.sh
+
+soak: deps build ## the long runs (MINUTES=60)
+	@QCOWFS_SOAK_MINUTES=$(or $(MINUTES),60) $(ROOT)/tests/run-tests.sh Simulation Conformance
+
+demo: deps build ## the main job, on a fresh machine: make a disk, mount it, use it, check it
+	@$(ROOT)/packaging/demo.sh $(OUTPUT)/qcowfs
+
+bench: deps-bench build ## side by side with QEMU's FUSE export and a null FUSE server (BENCH="--rounds 5 ...")
+	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- bench --qcowfs $(OUTPUT)/qcowfs $(BENCH)
+
+lint: sdk ## format, code style and analysers, all as errors
+	@$(DOTNET) format $(ROOT)/QcowFs.sln --verify-no-changes --severity warn
+	@$(DOTNET) build $(ROOT)/QcowFs.sln --no-incremental -v quiet '-clp:NoSummary;ErrorsOnly'
+
+deps: ## install the Debian packages that build and tests need, if any is missing
+	@$(ROOT)/packaging/deps.sh
+
+deps-bench: deps ## the same for bench (nothing beyond deps at present)
+
+sdk:
+	@$(DOTNET) --list-sdks 2>/dev/null | grep -q '^10\.' || { \
+	  printf '%s\n' 'make: the .NET 10 SDK is needed and was not found; see https://dotnet.microsoft.com/download/dotnet/10.0' >&2; exit 1; }
+
+install: build ## install under DESTDIR and PREFIX (default /usr/local)
+	@$(ROOT)/packaging/install.sh '$(OUTPUT)' '$(DESTDIR)' '$(PREFIX)'
+
+clean: ## remove everything that was built
+	rm -rf '$(OUTPUT)' '$(ROOT)'/src/*/bin '$(ROOT)'/src/*/obj '$(ROOT)'/tests/*/bin '$(ROOT)'/tests/*/obj

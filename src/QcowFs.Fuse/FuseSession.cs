@@ -1,0 +1,259 @@
+// A connection to the kernel while it is served: INIT, the channels, how many there are, and how it ends.
+//
+// S1 INIT is answered before any channel runs; the kernel sends nothing else before that.
+// S2 Threads are added, never taken away: ending and starting them under changing load costs more than they do asleep.
+// S3 The session has ended when its last channel has. Descriptors are closed then, never while a thread may still use the number.
+using System.Diagnostics;
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Fuse.Wire;
+using QcowFs.Native;
+
+namespace QcowFs.Fuse;
+
+/// <summary>Why a session ended.</summary>
+public enum FuseSessionEnd
+{
+    /// <summary>The file system was unmounted and the last open file closed (ENODEV).</summary>
+    Unmounted,
+    /// <summary>The connection was aborted through fusectl or by umount -f (ECONNABORTED).</summary>
+    Aborted,
+    /// <summary>The other end of the transport was closed; a real device never says so.</summary>
+    Closed,
+    /// <summary>The device failed in a way that has been reported.</summary>
+    Failed,
+}
+
+/// <summary>
+/// Serves one file system over one connection. Threads are the session's own; <see cref="Start"/> returns when the mount answers.
+/// A session is used once: started, waited for, disposed.
+/// </summary>
+public sealed unsafe class FuseSession : IDisposable
+{
+    private const int InitialThreads = 2;
+    private const int StackSize = 1 << 20;
+
+    private readonly FuseSessionOptions _options;
+    private readonly Dispatcher _dispatcher;
+    private readonly ManualResetEventSlim _ended = new(false);
+    private readonly int _mostThreads;
+    private readonly Lock _growing = new();
+
+    // Guarded by _growing; read without it as a snapshot. Devices that were handed in are used before any is cloned.
+    private volatile Channel[] _channels = [];
+    private readonly Queue<FuseDevice> _spare = new();
+    private readonly List<FuseDevice> _devices = [];
+    private FuseConnection? _connection;
+    private bool _started;
+    private bool _disposed;
+
+    // Changed by Interlocked: channels that wait for a request, and channels that have not ended.
+    private int _idle;
+    private int _live;
+    private int _end = (int)FuseSessionEnd.Unmounted;
+
+    /// <summary>A session on a new connection. The handle becomes the session's.</summary>
+    public FuseSession(IFuseFileSystem fileSystem, SafeFileHandle device, FuseSessionOptions options)
+        : this(fileSystem, [device], null, options)
+    {
+    }
+
+    private FuseSession(IFuseFileSystem fileSystem, IReadOnlyList<SafeFileHandle> devices, FuseConnection? connection, FuseSessionOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(fileSystem);
+        ArgumentNullException.ThrowIfNull(options);
+        ArgumentOutOfRangeException.ThrowIfZero(devices.Count);
+        int page = Environment.SystemPageSize;
+        if (options.MaxPayload < page || options.MaxPayload % page != 0 || options.MaxPayload / page > Negotiation.MostPages)
+            throw new ArgumentOutOfRangeException(nameof(options), options.MaxPayload, "The payload is not 1 to 256 whole pages.");
+        ArgumentOutOfRangeException.ThrowIfNegative(options.Threads);
+        ArgumentOutOfRangeException.ThrowIfLessThan(options.MaxThreads, 1);
+        _options = options;
+        _connection = connection;
+        _dispatcher = new Dispatcher(fileSystem, options);
+        _mostThreads = options.Threads > 0 ? options.Threads : options.MaxThreads;
+        foreach (SafeFileHandle device in devices)
+        {
+            var own = new FuseDevice(device);
+            _devices.Add(own);
+            _spare.Enqueue(own);
+        }
+    }
+
+    /// <summary>A session on a connection that was begun elsewhere: descriptors of it, which become the session's, and what was agreed
+    /// on. No INIT is awaited.</summary>
+    public static FuseSession Resume(
+        IFuseFileSystem fileSystem, IReadOnlyList<SafeFileHandle> devices, FuseConnection connection, FuseSessionOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(devices);
+        ArgumentNullException.ThrowIfNull(connection);
+        ArgumentNullException.ThrowIfNull(options);
+        return new FuseSession(fileSystem, devices, connection, options with { MaxPayload = connection.MaxWrite });
+    }
+
+    /// <summary>What was agreed on with the kernel; meant after <see cref="Start"/>.</summary>
+    public FuseConnection Connection => _connection ?? throw new InvalidOperationException("The session has not started.");
+
+    /// <summary>Whether the session has started and is over.</summary>
+    public bool HasEnded => _ended.IsSet;
+
+    /// <summary>Channel threads by now.</summary>
+    public int ThreadCount => _channels.Length;
+
+    /// <summary>Descriptors of the connection by now; fewer than threads where they are shared.</summary>
+    public int DeviceCount
+    {
+        get { lock (_growing) return _devices.Count; }
+    }
+
+    /// <summary>Faults that could not be told because <see cref="FuseSessionOptions.Report"/> threw.</summary>
+    public long UnreportedFaults => _dispatcher.UnreportedFaults;
+
+    /// <summary>Agrees with the kernel and starts the threads. When it returns, the mount answers.</summary>
+    /// <exception cref="FuseProtocolException">The kernel is too old, or ended the connection.</exception>
+    public FuseConnection Start()
+    {
+        if (_started) throw new InvalidOperationException("A session is started once.");
+        _started = true;
+        _connection ??= new Handshake(_devices[0], _options).Perform();
+        int threads = _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
+        lock (_growing)
+        {
+            while (_channels.Length < threads) AddChannel();
+        }
+        return _connection;
+    }
+
+    /// <summary>Waits until the connection is over and no request is in hand any more.</summary>
+    public FuseSessionEnd WaitForEnd()
+    {
+        _ended.Wait();
+        return (FuseSessionEnd)Volatile.Read(ref _end);
+    }
+
+    /// <summary>Waits at most <paramref name="timeout"/>; false where the connection is not over by then.</summary>
+    public bool WaitForEnd(TimeSpan timeout, out FuseSessionEnd end)
+    {
+        bool ended = _ended.Wait(timeout);
+        end = (FuseSessionEnd)Volatile.Read(ref _end);
+        return ended;
+    }
+
+    /// <summary>Tells the kernel to drop cached attributes and, from <paramref name="offset"/> on, cached pages of a node
+    /// (<paramref name="length"/> 0: to the end; a negative offset: attributes only). ENOENT says that the kernel does not hold the
+    /// node, which is as good. It waits for reads of those pages, so it is never called by a thread that a read may depend on.</summary>
+    public Errno InvalidateInode(ulong node, long offset, long length)
+    {
+        var body = new InvalidateInodeOut { Node = node, Offset = offset, Length = length };
+        Span<byte> message = stackalloc byte[OutHeader.Size + InvalidateInodeOut.Size];
+        Message.Write(message[OutHeader.Size..], in body);
+        return Notify(NotifyCode.InvalidateInode, message);
+    }
+
+    /// <summary>Tells the kernel to drop a name, so that it is looked up again. ENOENT says that it was not held. It takes the lock of
+    /// the parent directory, so it is never called while a request on that directory is being served by the same thread.</summary>
+    public Errno InvalidateEntry(ulong parent, ReadOnlySpan<byte> name)
+    {
+        if (name.IsEmpty || name.Length > DirectoryEntry.MaxNameLength)
+            throw new ArgumentException("A name is 1 to 1,024 bytes.", nameof(name));
+        var body = new InvalidateEntryOut { Parent = parent, NameLength = (uint)name.Length };
+        Span<byte> message = stackalloc byte[OutHeader.Size + InvalidateEntryOut.Size + name.Length + 1];
+        Message.Write(message[OutHeader.Size..], in body);
+        name.CopyTo(message[(OutHeader.Size + InvalidateEntryOut.Size)..]);
+        message[^1] = 0;
+        return Notify(NotifyCode.InvalidateEntry, message);
+    }
+
+    /// <summary>Copies the requests in hand, without stopping any, and gives their number; at most as many as there is room for.
+    /// Callable from any thread at any time.</summary>
+    public int CopyRequestsInFlight(Span<FuseRequestInFlight> destination)
+    {
+        int count = 0;
+        foreach (Channel channel in _channels)
+        {
+            if (count == destination.Length) break;
+            if (channel.Slot.TryRead(out destination[count])) count++;
+        }
+        return count;
+    }
+
+    /// <summary>Closes the descriptors: at once where no thread runs, else when the last channel has ended (S3). A mount that nobody
+    /// serves any more answers ENOTCONN, so unmount first.</summary>
+    public void Dispose()
+    {
+        lock (_growing)
+        {
+            if (_disposed) return;
+            _disposed = true;
+            if (Volatile.Read(ref _live) == 0) CloseDevices();
+        }
+    }
+
+    /// <summary>A channel took a request. Where it was the last that waited, another is added (S2).</summary>
+    internal void RequestTaken()
+    {
+        if (Interlocked.Decrement(ref _idle) > 0 || _channels.Length >= _mostThreads) return;
+        lock (_growing)
+        {
+            if (Volatile.Read(ref _idle) <= 0 && _channels.Length < _mostThreads) AddChannel();
+        }
+    }
+
+    /// <summary>A channel is about to wait again.</summary>
+    internal void RequestDone() => Interlocked.Increment(ref _idle);
+
+    /// <summary>A channel's thread is about to return.</summary>
+    internal void ChannelEnded(Channel channel)
+    {
+        FuseSessionEnd end = channel.End switch
+        {
+            Errno.None => FuseSessionEnd.Closed,
+            Errno.ECONNABORTED => FuseSessionEnd.Aborted,
+            _ => FuseDevice.IsEnd(channel.End) ? FuseSessionEnd.Unmounted : FuseSessionEnd.Failed,
+        };
+        // The reason that says most stands, whichever channel met it.
+        int current;
+        while ((current = Volatile.Read(ref _end)) < (int)end && Interlocked.CompareExchange(ref _end, (int)end, current) != current)
+        {
+        }
+        lock (_growing)
+        {
+            _live--;
+            if (_live > 0) return;
+            if (_disposed) CloseDevices();
+        }
+        _ended.Set();
+    }
+
+    /// <summary>Called with _growing held.</summary>
+    private void AddChannel()
+    {
+        var channel = new Channel(this, NextDevice(), new ChannelBuffers(_options.MaxPayload), _dispatcher);
+        _channels = [.. _channels, channel];
+        _live++;
+        Interlocked.Increment(ref _idle);
+        new Thread(channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
+    }
+
+    /// <summary>Called with _growing held.</summary>
+    private FuseDevice NextDevice()
+    {
+        if (_spare.TryDequeue(out FuseDevice? spare)) return spare;
+        if (!_options.CloneDevice || _devices[0].TryClone() is not { } clone) return _devices[_channels.Length % _devices.Count];
+        _devices.Add(clone);
+        return clone;
+    }
+
+    /// <summary>Called with _growing held.</summary>
+    private void CloseDevices()
+    {
+        foreach (FuseDevice device in _devices) device.Dispose();
+    }
+
+    private Errno Notify(NotifyCode code, Span<byte> message)
+    {
+        var header = new OutHeader { Length = (uint)message.Length, Error = (int)code };
+        Message.Write(message, in header);
+        Debug.Assert(_started, "the kernel takes notifications only after INIT");
+        fixed (byte* start = message) return _devices[0].Send(start, message.Length);
+    }
+}

@@ -1,0 +1,41 @@
+// How a session is run.
+using QcowFs.Native;
+
+namespace QcowFs.Fuse;
+
+/// <summary>Settings of a <see cref="FuseSession"/>, fixed when it starts.</summary>
+public sealed record FuseSessionOptions
+{
+    /// <summary>Channel threads. 0: begin with two, and add one whenever all are busy and one of them has been held up, as far as
+    /// <see cref="MaxThreads"/>.</summary>
+    public int Threads { get; init; }
+
+    /// <summary>Most threads that <see cref="Threads"/> = 0 grows to. It is also the depth at which a slow disk is driven.</summary>
+    public int MaxThreads { get; init; } = 32;
+
+    /// <summary>Largest payload of a READ or a WRITE in bytes; a multiple of the page size, at most 256 pages.</summary>
+    public int MaxPayload { get; init; } = 1 << 20;
+
+    /// <summary>Background requests that the kernel may have in flight.</summary>
+    public int MaxBackground { get; init; } = 128;
+
+    /// <summary>How long the kernel may believe attributes that GETATTR and SETATTR gave it.</summary>
+    public TimeSpan AttributesValid { get; init; } = TimeSpan.FromSeconds(1);
+
+    /// <summary>Whether each channel opens a descriptor of its own (FUSE_DEV_IOC_CLONE) where /dev/fuse can be opened. A session on a
+    /// descriptor that is not /dev/fuse shares it in any case.</summary>
+    public bool CloneDevice { get; init; } = true;
+
+    /// <summary>Gives the error number for an exception that left the file system. Called on a channel thread.</summary>
+    public Func<Exception, Errno> MapException { get; init; } = static _ => Errno.EIO;
+
+    /// <summary>Told of every fault once, on the thread that met it. It must not call back into the mount.</summary>
+    public Action<FuseFault>? Report { get; init; }
+}
+
+/// <summary>Something that went wrong while a request was served, of which the kernel only gets an error number.</summary>
+/// <param name="Opcode">What was asked for; <see cref="FuseOpcode.None"/> where the request could not be read.</param>
+/// <param name="Node">The node it was asked of.</param>
+/// <param name="Message">One sentence.</param>
+/// <param name="Exception">What the file system threw, or null where it broke its contract in another way.</param>
+public readonly record struct FuseFault(FuseOpcode Opcode, ulong Node, string Message, Exception? Exception);

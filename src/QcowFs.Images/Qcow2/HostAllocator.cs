@@ -1,0 +1,280 @@
+// Hands out host clusters of one qcow2 file in constant time, whatever its size.
+//
+// A1. A cluster is handed out at most once until it is freed. Clusters come from three places: the free runs, the tail (never used,
+//     past the end of the file as it was at the open), and, a page of reference counts at a time, the clusters that were free at
+//     the open. The scan moves forward only, so it finds each of those once; a cluster freed ahead of it is left to it.
+// A2. A run that is marked as zero reads as zeros: it was never written, or was punched before it was freed (I3).
+// A3. The tail is handed out only as far as host space has been reserved for it, so that ENOSPC reaches the guest here and not a
+//     commit (I7).
+// A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
+//
+// Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>A run of consecutive host clusters.</summary>
+/// <param name="First">Number of the first cluster.</param>
+/// <param name="Count">How many.</param>
+/// <param name="ReadsAsZero">All of it reads as zeros now.</param>
+internal readonly record struct ClusterRun(long First, long Count, bool ReadsAsZero)
+{
+    /// <summary>One past the last cluster.</summary>
+    public long End => First + Count;
+}
+
+/// <summary>Finds the free clusters in the next part of the file that was not looked at yet.</summary>
+internal interface IFreeClusterSource
+{
+    /// <summary>Reports free runs from <paramref name="first"/> on, below <paramref name="limit"/>, and where to go on: at least
+    /// one cluster further. Runs <paramref name="accept"/> under the lock that guards reference counts.</summary>
+    void FindFree(long first, long limit, Action<IReadOnlyList<ClusterRun>, long> accept);
+}
+
+/// <summary>The free space of one image file. Thread-safe.</summary>
+internal sealed class HostAllocator
+{
+    private const long FirstChunk = 1L << 20;
+    private const long LargestChunk = 64L << 20;
+    private const int ScansPerRequest = 4;
+    private const int RunsProbed = 8;
+    private const int AcceptableRun = 8;
+
+    // Ours: bounds the memory for a badly fragmented image; runs beyond it stay free on disk and are found at the next open.
+    private const int MaxRuns = 1 << 18;
+
+    private readonly IStorage _file;
+    private readonly IFreeClusterSource _source;
+    private readonly int _clusterBits;
+    private readonly Lock _lock = new();
+    private readonly Lock _growth = new();
+    private readonly SortedSet<long> _order = [];
+    private readonly Dictionary<long, ClusterRun> _byFirst = [];
+    private readonly Dictionary<long, long> _firstByEnd = [];
+    private readonly long _scanLimit;
+    private long _scanned;
+    private long _tail;
+    private long _reservedEnd;
+    private long _chunk = FirstChunk;
+
+    public HostAllocator(IStorage file, int clusterBits, IFreeClusterSource source)
+    {
+        _file = file;
+        _source = source;
+        _clusterBits = clusterBits;
+        long size = 1L << clusterBits;
+        _tail = (file.Length + size - 1) >> clusterBits;
+        _reservedEnd = _tail;
+        _scanLimit = _tail;
+    }
+
+    /// <summary>One past the last cluster that was ever in the file or handed out.</summary>
+    public long Tail => Volatile.Read(ref _tail);
+
+    /// <summary>Hands out a run of 1 to <paramref name="wanted"/> clusters. Throws <see cref="StorageException"/> with ENOSPC when
+    /// the host is full.</summary>
+    public ClusterRun Take(long wanted)
+    {
+        for (int scans = 0; ; scans++)
+        {
+            lock (_lock)
+            {
+                if (TryTakeFree(wanted, anySize: false) is { } run)
+                    return run;
+                if (_tail < _reservedEnd)
+                    return TakeTail(Math.Min(wanted, _reservedEnd - _tail));
+            }
+
+            if (scans < ScansPerRequest && Scan())
+                continue;
+            if (TryReserve(wanted, out StorageException? full))
+                continue;
+            lock (_lock)
+            {
+                if (TryTakeFree(wanted, anySize: true) is { } run)
+                    return run;
+            }
+
+            if (!Scan())
+                throw full!;
+        }
+    }
+
+    /// <summary>Hands out consecutive clusters at the tail, as a table needs them.</summary>
+    public ClusterRun TakeContiguous(long count)
+    {
+        while (true)
+        {
+            lock (_lock)
+            {
+                if (_tail + count <= _reservedEnd)
+                    return TakeTail(count);
+            }
+
+            if (!TryReserve(count, out StorageException? full, exactly: true))
+                throw full!;
+        }
+    }
+
+    /// <summary>Takes clusters back. Call under the lock that guards reference counts.</summary>
+    public void Free(ClusterRun run)
+    {
+        lock (_lock)
+        {
+            // The part ahead of the scan is left to it (A1).
+            if (run.First < _scanned)
+                Insert(run with { Count = Math.Min(run.End, _scanned) - run.First });
+            if (run.End > _scanLimit)
+            {
+                long first = Math.Max(run.First, _scanLimit);
+                Insert(run with { First = first, Count = run.End - first });
+            }
+        }
+    }
+
+    /// <summary>Where the file may end: one past the last cluster that is in use, as far as free runs reach to the tail.</summary>
+    public long UsedEnd()
+    {
+        lock (_lock)
+        {
+            long end = _tail;
+            while (_firstByEnd.TryGetValue(end, out long first))
+                end = first;
+            return end;
+        }
+    }
+
+    private ClusterRun TakeTail(long count)
+    {
+        ClusterRun run = new(_tail, count, ReadsAsZero: true);
+        Volatile.Write(ref _tail, _tail + count);
+        return run;
+    }
+
+    /// <summary>Takes from the free runs, the lowest first. A request for many clusters looks at a few runs for one that keeps
+    /// them together, and rather grows the file than take crumbs.</summary>
+    private ClusterRun? TryTakeFree(long wanted, bool anySize)
+    {
+        long least = anySize ? 1 : Math.Min(wanted, AcceptableRun);
+        long best = -1;
+        int probed = 0;
+        foreach (long first in _order)
+        {
+            long count = _byFirst[first].Count;
+            if (count >= least && (best < 0 || count > _byFirst[best].Count))
+                best = first;
+            if (count >= wanted || ++probed >= RunsProbed)
+                break;
+        }
+
+        if (best < 0)
+            return null;
+        ClusterRun run = _byFirst[best];
+        Remove(run);
+        if (run.Count <= wanted)
+            return run;
+        Add(run with { First = run.First + wanted, Count = run.Count - wanted });
+        return run with { Count = wanted };
+    }
+
+    private bool Scan()
+    {
+        long from;
+        lock (_lock)
+        {
+            from = _scanned;
+            if (from >= _scanLimit)
+                return false;
+        }
+
+        _source.FindFree(from, _scanLimit, (runs, next) =>
+        {
+            lock (_lock)
+            {
+                // Another thread may have scanned the same part meanwhile.
+                if (_scanned != from)
+                    return;
+                foreach (ClusterRun run in runs)
+                    Insert(run);
+                _scanned = next;
+            }
+        });
+        return true;
+    }
+
+    private bool TryReserve(long wanted, out StorageException? full, bool exactly = false)
+    {
+        full = null;
+        lock (_growth)
+        {
+            long end;
+            lock (_lock)
+            {
+                end = _reservedEnd;
+                if (exactly ? _tail + wanted <= end : _tail < end)
+                    return true;
+                if (exactly)
+                    wanted = _tail + wanted - end;
+            }
+
+            long chunk = Math.Max(wanted, _chunk >> _clusterBits);
+            while (true)
+            {
+                try
+                {
+                    _file.Reserve(end << _clusterBits, chunk << _clusterBits);
+                    break;
+                }
+                catch (StorageException exception) when (exception.IsOutOfSpace)
+                {
+                    full = exception;
+                    long least = exactly ? wanted : 1;
+                    if (chunk <= least)
+                        return false;
+                    chunk = Math.Max(least, chunk / 4);
+                }
+            }
+
+            _chunk = Math.Min(LargestChunk, _chunk * 2);
+            lock (_lock)
+                _reservedEnd = end + chunk;
+            return true;
+        }
+    }
+
+    private void Insert(ClusterRun run)
+    {
+        if (run.Count <= 0)
+            return;
+        if (_firstByEnd.TryGetValue(run.First, out long before) && _byFirst[before].ReadsAsZero == run.ReadsAsZero)
+        {
+            ClusterRun left = _byFirst[before];
+            Remove(left);
+            run = left with { Count = left.Count + run.Count };
+        }
+
+        if (_byFirst.TryGetValue(run.End, out ClusterRun right) && right.ReadsAsZero == run.ReadsAsZero)
+        {
+            Remove(right);
+            run = run with { Count = run.Count + right.Count };
+        }
+
+        if (_order.Count < MaxRuns)
+            Add(run);
+    }
+
+    private void Add(ClusterRun run)
+    {
+        bool isNew = _byFirst.TryAdd(run.First, run);
+        Invariant.Require(isNew, "A1: a cluster is freed once");
+        _order.Add(run.First);
+        _firstByEnd.Add(run.End, run.First);
+    }
+
+    private void Remove(ClusterRun run)
+    {
+        _byFirst.Remove(run.First);
+        _order.Remove(run.First);
+        _firstByEnd.Remove(run.End);
+    }
+}

@@ -1,0 +1,325 @@
+// The ordered commit of plain qcow2: makes metadata durable in stages, with a sync between, so that a crash at any instant leaves
+// at worst leaked clusters.
+//
+// Stage 0 makes nothing newly reachable: guest data, bases of new tables, raised counts, a relocated refcount table.
+// Stage 1 links refcount structures: refcount table entries, the header's pointer to the table (bytes 48-59).
+// Stage 2 changes the mapping: L2 pages and L1 entries.
+// Then, and only then, what the mapping no longer refers to is given up: counts lowered in memory (the next commit's stage 0
+// writes them), space punched, clusters freed.
+//
+// I1.  Everything that a stage links to was synced by an earlier stage.
+// I2.  Counts are raised a stage before mappings refer to the cluster, and lowered after the removal is durable.
+// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it. Cached pages of a freed
+//      metadata block are dropped before that.
+// I6.  Before anything is punched, every reader that may have looked it up has left.
+// I7.  Without host space a commit stops before its sync and leaves everything dirty; the next one begins at stage 0 again.
+//      Writing the same pages twice is safe; a sync is never repeated (LatchedStorage).
+// I9.  "In use" is durable before the first change of a session and cleared after its last sync.
+// I10. Auto-clear bits that we do not maintain are cleared together with it.
+using System.Buffers;
+using System.Buffers.Binary;
+using QcowFs.Images.Metadata;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>Commits the changes of one qcow2 image. <see cref="Run"/> is called by one thread at a time.</summary>
+internal sealed class Qcow2Commit(Qcow2State state)
+{
+    // What one write of metadata gathers at most.
+    private const int BatchSize = 1 << 20;
+
+    // QEMU reads and writes the header by sectors of this size; a sector is the unit that is never torn.
+    private const int HeaderSector = 512;
+
+    private readonly Lock _useLock = new();
+    private readonly MetadataCache _cache = state.Cache;
+    private readonly int _clusterBits = state.Header.ClusterBits;
+    private readonly byte[] _headerSector = new byte[HeaderSector];
+    private long _headerTableOffset = state.Header.RefcountTableOffset;
+    private bool _inUse;
+
+    /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
+    /// <param name="dataDirty">Guest data was written since the last commit.</param>
+    public bool Run(bool dataDirty)
+    {
+        Frozen frozen;
+        lock (_cache.Gate)
+            frozen = Freeze();
+        bool hasMetadata = frozen.HasMetadata;
+        bool written = false;
+        try
+        {
+            WriteStages(frozen, dataDirty);
+            written = true;
+        }
+        finally
+        {
+            lock (_cache.Gate)
+                Thaw(frozen, written);
+        }
+
+        return hasMetadata;
+    }
+
+    /// <summary>Sets the in-use mark, once a session (I9, I10). Version 2 has no room for one.</summary>
+    public void BeginUse()
+    {
+        lock (_useLock)
+        {
+            if (_inUse)
+                return;
+            state.File.Read(0, _headerSector);
+            if (state.Header.Version >= 3)
+                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);
+            _inUse = true;
+        }
+    }
+
+    /// <summary>Ends a session after its last commit: cuts unused space off the tail and clears the in-use mark.</summary>
+    public void EndUse()
+    {
+        lock (_useLock)
+        {
+            long end = state.Allocator!.UsedEnd() << _clusterBits;
+            if (state.File.Length > end)
+            {
+                state.File.SetLength(end);
+                state.File.Sync();
+            }
+
+            if (state.Header.Version >= 3)
+                WriteAutoclear(state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData);
+            _inUse = false;
+        }
+    }
+
+    private Frozen Freeze()
+    {
+        ResidentTable counts = state.Refcounts.Table;
+        Frozen frozen = new()
+        {
+            Pages = _cache.Freeze(),
+            CountTable = counts,
+            CountPieces = counts.Freeze(),
+            L1Pieces = state.L1.Freeze(),
+            Removals = state.FreezeRemovals(),
+            FileDirty = state.FileDirty,
+        };
+        state.FileDirty = false;
+        return frozen;
+    }
+
+    private void Thaw(Frozen frozen, bool written)
+    {
+        _cache.Thaw(frozen.Pages, written);
+        if (!written)
+        {
+            frozen.CountTable.Thaw(frozen.CountPieces);
+            state.L1.Thaw(frozen.L1Pieces);
+            state.FileDirty |= frozen.FileDirty;
+        }
+
+        state.ThawRemovals(frozen.Removals, !written && frozen.CountPieces.Count + frozen.L1Pieces.Count > 0);
+    }
+
+    private void WriteStages(Frozen frozen, bool dataDirty)
+    {
+        bool separateData = !ReferenceEquals(state.Data, state.File);
+        bool relocated = frozen.CountTable.Offset != _headerTableOffset;
+
+        // Stage 0.
+        int counts = WritePages(frozen.Pages, CommitStage.Counts);
+        if (relocated)
+            WritePieces(frozen.CountPieces);
+        if (separateData && dataDirty)
+            state.Data.Sync();
+        if (counts > 0 || relocated || frozen.FileDirty || (dataDirty && !separateData))
+            state.File.Sync();
+
+        // Stage 1.
+        if (relocated)
+            WriteTablePointer(frozen.CountTable);
+        else
+            WritePieces(frozen.CountPieces);
+        if (relocated || frozen.CountPieces.Count > 0)
+        {
+            state.File.Sync();
+            _headerTableOffset = frozen.CountTable.Offset;
+        }
+
+        // Stage 2.
+        int links = WritePages(frozen.Pages, CommitStage.Links);
+        WritePieces(frozen.L1Pieces);
+        if (links > 0 || frozen.L1Pieces.Count > 0)
+            state.File.Sync();
+        lock (_cache.Gate)
+        {
+            // What follows pins, changes and drops pages; those of this commit are written.
+            _cache.Thaw(frozen.Pages, written: true);
+            frozen.Pages.Clear();
+            frozen.CountPieces.Clear();
+            frozen.L1Pieces.Clear();
+        }
+
+        GiveUp(frozen.Removals);
+    }
+
+    /// <summary>Writes the frozen pages of a stage, neighbours in one write. Returns how many pages.</summary>
+    private int WritePages(List<MetadataPage> pages, CommitStage stage)
+    {
+        MetadataPage[] chosen = [.. pages.Where(page => page.Stage == stage).OrderBy(page => page.Offset)];
+        if (chosen.Length == 0)
+            return 0;
+        int pageSize = _cache.PageSize;
+        byte[] batch = ArrayPool<byte>.Shared.Rent(Math.Min(BatchSize, chosen.Length * pageSize));
+        try
+        {
+            for (int i = 0; i < chosen.Length;)
+            {
+                int first = i;
+                int length = 0;
+                lock (_cache.Gate)
+                {
+                    do
+                    {
+                        chosen[i].CommitContent.CopyTo(batch.AsSpan(length));
+                        length += pageSize;
+                        i++;
+                    }
+                    while (i < chosen.Length && chosen[i].Offset == chosen[i - 1].Offset + pageSize && length + pageSize <= batch.Length);
+                }
+
+                state.File.Write(chosen[first].Offset, batch.AsSpan(0, length));
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(batch);
+        }
+
+        return chosen.Length;
+    }
+
+    private void WritePieces(List<ResidentTable.FrozenPiece> pieces)
+    {
+        foreach (ResidentTable.FrozenPiece piece in pieces)
+            state.File.Write(piece.Offset, piece.Bytes);
+    }
+
+    private void WriteTablePointer(ResidentTable table)
+    {
+        lock (_useLock)
+        {
+            Span<byte> sector = _headerSector;
+            BinaryPrimitives.WriteInt64BigEndian(sector[Qcow2HeaderLayout.RefcountTableOffsetAt..], table.Offset);
+            int clusters = (int)((table.Length * 8L) >> _clusterBits);
+            BinaryPrimitives.WriteInt32BigEndian(sector[Qcow2HeaderLayout.RefcountTableClustersAt..], clusters);
+            state.File.Write(0, sector);
+        }
+    }
+
+    private void WriteAutoclear(AutoclearFeatures features)
+    {
+        BinaryPrimitives.WriteUInt64BigEndian(_headerSector.AsSpan(Qcow2HeaderLayout.AutoclearFeaturesAt), (ulong)features);
+        state.File.Write(0, _headerSector);
+        state.File.Sync();
+    }
+
+    /// <summary>Gives up references whose removal is durable. What is done leaves the list, so that a failure keeps the rest.</summary>
+    private void GiveUp(List<Removal> removals)
+    {
+        if (removals.Count == 0)
+            return;
+        state.Epoch.Synchronize(); // I6
+        if (removals.Exists(removal => removal.Kind == RemovalKind.Compressed))
+            state.Compressed.Clear();
+        while (removals.Count > 0)
+        {
+            Removal removal = removals[^1];
+            if (removal.Kind == RemovalKind.ExternalData)
+                PunchExternal(removal);
+            else
+                Lower(removal);
+            removals.RemoveAt(removals.Count - 1);
+        }
+    }
+
+    private void PunchExternal(Removal removal)
+    {
+        long length = Math.Min(removal.Length, state.Data.Length - removal.Offset);
+        if (length > 0)
+            state.Data.Discard(removal.Offset, length);
+    }
+
+    private void Lower(Removal removal)
+    {
+        long cluster = removal.Offset >> _clusterBits;
+        long end = (removal.Offset + removal.Length) >> _clusterBits;
+        while (cluster < end)
+        {
+            long next = Math.Min(end, state.Refcounts.PageEnd(cluster));
+            LowerOnPage(cluster, next, removal.Kind);
+            cluster = next;
+        }
+    }
+
+    private void LowerOnPage(long first, long end, RemovalKind kind)
+    {
+        Refcounts counts = state.Refcounts;
+        List<ClusterRun> unused = [];
+        using PinnedPages pins = new(_cache);
+        MetadataPage page = pins.Add(counts.PageOffset(first));
+        lock (_cache.Gate)
+        {
+            _cache.BeginChange(page, CommitStage.Counts);
+            for (long cluster = first; cluster < end; cluster++)
+            {
+                ulong count = counts.Get(page, cluster);
+                if (count > 1)
+                    counts.Set(page, cluster, count - 1);
+                else if (count == 0)
+                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
+                else if (unused.Count > 0 && unused[^1].End == cluster)
+                    unused[^1] = unused[^1] with { Count = unused[^1].Count + 1 };
+                else
+                    unused.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
+            }
+
+            page.EndChange();
+        }
+
+        foreach (ClusterRun run in unused)
+        {
+            // I3: punched while the count still protects it, then free.
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+            lock (_cache.Gate)
+            {
+                _cache.BeginChange(page, CommitStage.Counts);
+                for (long cluster = run.First; cluster < run.End; cluster++)
+                    counts.Set(page, cluster, 0);
+                page.EndChange();
+                if (kind == RemovalKind.Metadata)
+                    _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
+                state.Allocator!.Free(run);
+            }
+        }
+    }
+
+    /// <summary>What one commit writes.</summary>
+    private sealed class Frozen
+    {
+        public required List<MetadataPage> Pages { get; init; }
+
+        public required ResidentTable CountTable { get; init; }
+
+        public required List<ResidentTable.FrozenPiece> CountPieces { get; init; }
+
+        public required List<ResidentTable.FrozenPiece> L1Pieces { get; init; }
+
+        public required List<Removal> Removals { get; init; }
+
+        public required bool FileDirty { get; init; }
+
+        public bool HasMetadata => Pages.Count + CountPieces.Count + L1Pieces.Count + Removals.Count > 0;
+    }
+}

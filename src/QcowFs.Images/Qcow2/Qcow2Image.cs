@@ -1,0 +1,98 @@
+// Puts a qcow2 image together from its parts.
+using QcowFs.Images.Engine;
+using QcowFs.Images.Metadata;
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>Opens qcow2 images.</summary>
+internal static class Qcow2Image
+{
+    // Small enough that a miss reads little, large enough that one read serves 32 MiB of guest disk at 64 KiB clusters.
+    private const int PageSize = 4096;
+
+    /// <summary>Presents the parts as a disk image, which owns them from here on, also when this throws.</summary>
+    public static IDiskImage Open(Qcow2Parts parts)
+    {
+        try
+        {
+            return Build(parts);
+        }
+        catch
+        {
+            parts.Backing?.Dispose();
+            parts.DataFile?.Dispose();
+            parts.File.Dispose();
+            throw;
+        }
+    }
+
+    private static CowImage Build(Qcow2Parts parts)
+    {
+        Qcow2Header header = parts.Header;
+        OpenOptions options = parts.Options;
+
+        // Recovery and trust begin with a sync: a process that died may have left bytes that could still vanish (I8).
+        if (options.Writable)
+            parts.File.Sync();
+        FailureLatch latch = new(options.Log);
+        IStorage file = new LatchedStorage(parts.File, latch);
+        IStorage data = parts.DataFile is null ? file : new LatchedStorage(parts.DataFile, latch);
+        long clusters = (parts.File.Length + header.ClusterSize - 1) >> header.ClusterBits;
+        RequireInside(parts, "L1 table", header.L1Offset, header.L1Size * 8L);
+        MetadataCache cache = new(file, Math.Min(PageSize, header.ClusterSize), options.CacheSize);
+        Refcounts refcounts = new(header, cache, LoadCountTable(parts));
+        CompressedClusters compressed = new(file, header);
+        Qcow2State state = new()
+        {
+            Header = header,
+            File = file,
+            Data = data,
+            Cache = cache,
+            L1 = ResidentTable.Load(file, header.L1Offset, header.L1Size),
+            Refcounts = refcounts,
+            Compressed = new CompressedBlockCache(header.ClusterSize, compressed.Decompress),
+            Epoch = new ReaderEpoch(),
+            Latch = latch,
+            Allocator = options.Writable ? new HostAllocator(file, header.ClusterBits, refcounts) : null,
+            FileClustersAtOpen = clusters,
+        };
+        Qcow2BlockMap map = new(parts, state, new Qcow2Commit(state), parts.Backing is not null);
+        IReadOnlyList<IStorage> files = parts.DataFile is null ? [file] : [file, data];
+        CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch);
+        return new CowImage(image, InfoOf(parts), options);
+    }
+
+    private static ResidentTable LoadCountTable(Qcow2Parts parts)
+    {
+        Qcow2Header header = parts.Header;
+        if (!parts.Options.Writable)
+            return new ResidentTable(header.RefcountTableOffset, 0);
+        long length = (long)header.RefcountTableClusters << header.ClusterBits;
+        RequireInside(parts, "refcount table", header.RefcountTableOffset, length);
+        return ResidentTable.Load(parts.File, header.RefcountTableOffset, (int)(length / 8));
+    }
+
+    private static void RequireInside(Qcow2Parts parts, string structure, long offset, long length)
+    {
+        if (length <= parts.File.Length - offset)
+            return;
+        throw new ImageFormatException(
+            parts.File.Name,
+            structure,
+            offset,
+            $"{length} bytes reach past the end of the file at {parts.File.Length}",
+            "the file is cut short; restore it from a copy");
+    }
+
+    private static ImageInfo InfoOf(Qcow2Parts parts) => new()
+    {
+        Path = parts.File.Name,
+        Format = "qcow2",
+        VirtualSize = parts.Header.VirtualSize,
+        BlockSize = parts.Header.ClusterSize,
+        BackingName = parts.Header.BackingName,
+        BackingFormat = parts.Header.BackingFormat,
+        Backing = parts.Backing?.Info,
+    };
+}

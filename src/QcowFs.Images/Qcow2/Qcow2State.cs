@@ -1,0 +1,121 @@
+// What the block map and the commit of one qcow2 image share.
+using QcowFs.Images.Engine;
+using QcowFs.Images.Metadata;
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>What a removed mapping referred to.</summary>
+internal enum RemovalKind
+{
+    /// <summary>Clusters of guest data, each counted once.</summary>
+    Data,
+
+    /// <summary>A metadata block: its cached pages are dropped before it is free (I3).</summary>
+    Metadata,
+
+    /// <summary>The clusters that a compressed stream touches.</summary>
+    Compressed,
+
+    /// <summary>A range of the external data file, which is not counted.</summary>
+    ExternalData,
+}
+
+/// <summary>A reference that the maps no longer hold, to be given up once that is durable.</summary>
+/// <param name="Offset">Host byte offset of the first cluster.</param>
+/// <param name="Length">Bytes, whole clusters.</param>
+/// <param name="Kind">What it was.</param>
+internal readonly record struct Removal(long Offset, long Length, RemovalKind Kind);
+
+/// <summary>The shared state of one open qcow2 image. Members say which lock guards them.</summary>
+internal sealed class Qcow2State
+{
+    /// <summary>Ours: so many removals make a writer commit, which bounds the list's memory.</summary>
+    public const int RemovalLimit = 1 << 16;
+
+    private List<Removal> _removals = [];
+    private volatile bool _fileDirty;
+    private volatile bool _tablesDirty;
+    private volatile int _frozenRemovals;
+
+    /// <summary>The header as it was at the open.</summary>
+    public required Qcow2Header Header { get; init; }
+
+    /// <summary>The image file, latched.</summary>
+    public required IStorage File { get; init; }
+
+    /// <summary>The file with guest data, latched; the image file unless there is an external one.</summary>
+    public required IStorage Data { get; init; }
+
+    public required MetadataCache Cache { get; init; }
+
+    /// <summary>The active L1 table. Changed under the gate.</summary>
+    public required ResidentTable L1 { get; init; }
+
+    public required Refcounts Refcounts { get; init; }
+
+    public required CompressedBlockCache Compressed { get; init; }
+
+    public required ReaderEpoch Epoch { get; init; }
+
+    public required FailureLatch Latch { get; init; }
+
+    /// <summary>Null where the image is read-only.</summary>
+    public HostAllocator? Allocator { get; init; }
+
+    /// <summary>Clusters that the file has, the last one possibly in part.</summary>
+    public long FileClusters => Allocator?.Tail ?? FileClustersAtOpen;
+
+    public required long FileClustersAtOpen { get; init; }
+
+    /// <summary>The image file holds bytes, written outside the cache, that a link may soon depend on (M5).</summary>
+    public bool FileDirty
+    {
+        get => _fileDirty;
+        set => _fileDirty = value;
+    }
+
+    /// <summary>Removals that no commit has taken yet.</summary>
+    public int RemovalCount => _removals.Count;
+
+    /// <summary>Whether a commit has anything to do. Exact under the gate, else a hint that never misses what the caller's own
+    /// earlier calls left.</summary>
+    public bool IsDirty => _fileDirty || _tablesDirty || _removals.Count > 0 || _frozenRemovals > 0 || Cache.DirtyCount > 0;
+
+    /// <summary>Notes a removal, merged with the one before where it continues it. Call under the gate.</summary>
+    public void Remove(Removal removal)
+    {
+        if (_removals.Count > 0)
+        {
+            Removal last = _removals[^1];
+            if (last.Kind == removal.Kind && removal.Kind != RemovalKind.Compressed && last.Offset + last.Length == removal.Offset)
+            {
+                _removals[^1] = last with { Length = last.Length + removal.Length };
+                return;
+            }
+        }
+
+        _removals.Add(removal);
+    }
+
+    /// <summary>Notes that a resident table changed. Call under the gate.</summary>
+    public void NoteTableChange() => _tablesDirty = true;
+
+    /// <summary>Takes the removals for a commit. Call under the gate.</summary>
+    public List<Removal> FreezeRemovals()
+    {
+        List<Removal> taken = _removals;
+        _removals = [];
+        _frozenRemovals = taken.Count;
+        _tablesDirty = false;
+        return taken;
+    }
+
+    /// <summary>Gives back removals that still wait for a commit, or says that none is left. Call under the gate.</summary>
+    public void ThawRemovals(IEnumerable<Removal> left, bool tablesDirty)
+    {
+        _removals.AddRange(left);
+        _frozenRemovals = 0;
+        _tablesDirty |= tablesDirty;
+    }
+}

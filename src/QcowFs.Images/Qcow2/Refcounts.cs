@@ -1,0 +1,148 @@
+// The reference counts of one qcow2 file: a resident refcount table, and refcount blocks through the metadata cache.
+//
+// R1. Counts change only under the cache's gate, with the page pinned.
+// R2. A count is raised in the change that publishes the mapping and written one stage before it; it is lowered only after the
+//     commit that made the mapping's removal durable (I2, I3).
+using QcowFs.Images.Metadata;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>Reads and changes counts. Thread-safe as R1 says.</summary>
+internal sealed class Refcounts : IFreeClusterSource
+{
+    private readonly MetadataCache _cache;
+    private readonly Qcow2Header _header;
+    private readonly int _order;
+    private readonly int _blockBits;
+    private ResidentTable _table;
+
+    public Refcounts(Qcow2Header header, MetadataCache cache, ResidentTable table)
+    {
+        _header = header;
+        _cache = cache;
+        _table = table;
+        _order = header.RefcountOrder;
+        _blockBits = header.ClusterBits + 3 - header.RefcountOrder;
+    }
+
+    /// <summary>The refcount table; replaced when it grows. Set under the gate.</summary>
+    public ResidentTable Table
+    {
+        get => Volatile.Read(ref _table);
+        set => Volatile.Write(ref _table, value);
+    }
+
+    /// <summary>The highest count that fits the image's width.</summary>
+    public ulong Max => _header.MaxRefcount;
+
+    /// <summary>The index of the refcount block that counts a cluster.</summary>
+    public int BlockIndex(long cluster) => checked((int)(cluster >> _blockBits));
+
+    /// <summary>Whether the refcount block for a cluster exists.</summary>
+    public bool HasBlock(long cluster)
+    {
+        ResidentTable table = Table;
+        long index = cluster >> _blockBits;
+        return index < table.Length && new RefcountTableEntry(table[(int)index]).IsAllocated;
+    }
+
+    /// <summary>Host byte offset of the page that holds a cluster's count. Its block exists.</summary>
+    public long PageOffset(long cluster)
+    {
+        RefcountTableEntry entry = new(Table[BlockIndex(cluster)]);
+        if (!entry.IsAllocated || entry.Reserved != 0 || (entry.BlockOffset & (_header.ClusterSize - 1)) != 0 || entry.BlockOffset < 0)
+        {
+            throw new ImageFormatException(
+                _cache.FileName,
+                "refcount table",
+                Table.Offset + (BlockIndex(cluster) * 8L),
+                $"entry {entry.Raw:x16} does not point at a refcount block of a cluster in use",
+                "unmount and run `qcowfs check`");
+        }
+
+        return PageOffsetIn(entry.BlockOffset, cluster);
+    }
+
+    /// <summary>As <see cref="PageOffset"/>, for a block that is not linked yet.</summary>
+    public long PageOffsetIn(long block, long cluster)
+    {
+        long byteInBlock = IndexInBlock(cluster) << _order >> 3;
+        return block + (byteInBlock & -_cache.PageSize);
+    }
+
+    /// <summary>The first cluster after <paramref name="cluster"/> whose count is on another page.</summary>
+    public long PageEnd(long cluster)
+    {
+        long perPage = ((long)_cache.PageSize << 3) >> _order;
+        return ((cluster / perPage) + 1) * perPage;
+    }
+
+    /// <summary>Reads a count from its page.</summary>
+    public ulong Get(MetadataPage page, long cluster) => RefcountEncoding.Get(page.Bytes, IndexOnPage(cluster), _order);
+
+    /// <summary>Writes a count to its page. Call under the gate between BeginChange and EndChange.</summary>
+    public void Set(MetadataPage page, long cluster, ulong count)
+    {
+        Invariant.Require(count <= Max, "a count stays within the image's width");
+        RefcountEncoding.Set(page.Bytes, IndexOnPage(cluster), _order, count);
+    }
+
+    /// <summary>Sets the counts of free clusters to one. Call under the gate with the page pinned; all lie on it.</summary>
+    public void RaiseFree(MetadataPage page, long first, long count)
+    {
+        _cache.BeginChange(page, CommitStage.Counts);
+        try
+        {
+            for (long cluster = first; cluster < first + count; cluster++)
+            {
+                Invariant.Require(Get(page, cluster) == 0, "a cluster that is handed out has no references");
+                Set(page, cluster, 1);
+            }
+        }
+        finally
+        {
+            page.EndChange();
+        }
+    }
+
+    /// <inheritdoc/>
+    public void FindFree(long first, long limit, Action<IReadOnlyList<ClusterRun>, long> accept)
+    {
+        if (!HasBlock(first))
+        {
+            long end = Math.Min(limit, ((first >> _blockBits) + 1) << _blockBits);
+            lock (_cache.Gate)
+                accept(HasBlock(first) ? [] : [new ClusterRun(first, end - first, ReadsAsZero: false)], HasBlock(first) ? first : end);
+            return;
+        }
+
+        MetadataPage page = _cache.Pin(PageOffset(first));
+        try
+        {
+            long end = Math.Min(limit, PageEnd(first));
+            List<ClusterRun> runs = [];
+            lock (_cache.Gate)
+            {
+                for (long cluster = first; cluster < end; cluster++)
+                {
+                    if (Get(page, cluster) != 0)
+                        continue;
+                    if (runs.Count > 0 && runs[^1].End == cluster)
+                        runs[^1] = runs[^1] with { Count = runs[^1].Count + 1 };
+                    else
+                        runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: false));
+                }
+
+                accept(runs, end);
+            }
+        }
+        finally
+        {
+            _cache.Unpin(page);
+        }
+    }
+
+    private int IndexOnPage(long cluster) => (int)(cluster & ((((long)_cache.PageSize << 3) >> _order) - 1));
+
+    private long IndexInBlock(long cluster) => cluster & ((1L << _blockBits) - 1);
+}

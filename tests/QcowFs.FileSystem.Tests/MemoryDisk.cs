@@ -1,0 +1,98 @@
+// A disk in memory with a map of extents that tests state, and a record of what was asked of it.
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Images;
+using QcowFs.Native;
+using QcowFs.Storage;
+
+namespace QcowFs.FileSystem.Tests;
+
+internal sealed class MemoryDisk : IDiskImage
+{
+    private readonly byte[] _bytes;
+
+    public MemoryDisk(int size, bool readOnly = false, long blockSize = 65536)
+    {
+        _bytes = new byte[size];
+        IsReadOnly = readOnly;
+        Info = new ImageInfo { Path = "dir/disk.qcow2", Format = "qcow2", VirtualSize = size, BlockSize = blockSize };
+    }
+
+    public byte[] Bytes => _bytes;
+
+    /// <summary>The calls that matter for durability and space, in order.</summary>
+    public List<string> Calls { get; } = [];
+
+    /// <summary>The stated map; empty: all data.</summary>
+    public List<(ExtentKind Kind, long Length, long Host, int Depth)> Map { get; } = [];
+
+    public StorageException? FailSync { get; set; }
+
+    public StorageException? FailClose { get; set; }
+
+    public ImageInfo Info { get; set; }
+
+    public ImageStatistics Statistics { get; } = new();
+
+    public string? Failure { get; set; }
+
+    public string Name => Info.Path;
+
+    public long Length => _bytes.Length;
+
+    public bool IsReadOnly { get; }
+
+    public void Read(long offset, Span<byte> destination) =>
+        _bytes.AsSpan((int)offset, destination.Length).CopyTo(destination);
+
+    public void Write(long offset, ReadOnlySpan<byte> source) =>
+        source.CopyTo(_bytes.AsSpan((int)offset, source.Length));
+
+    public void WriteZeroes(long offset, long length)
+    {
+        Calls.Add($"zero {offset}+{length}");
+        _bytes.AsSpan((int)offset, (int)length).Clear();
+    }
+
+    public void Discard(long offset, long length)
+    {
+        Calls.Add($"discard {offset}+{length}");
+        _bytes.AsSpan((int)offset, (int)length).Clear();
+    }
+
+    public void Reserve(long offset, long length) => Calls.Add($"reserve {offset}+{length}");
+
+    public void SetLength(long length) => throw new StorageException(Errno.EPERM, "truncate", Name);
+
+    public void Sync()
+    {
+        Calls.Add("sync");
+        if (FailSync is not null) throw FailSync;
+    }
+
+    public Extent QueryExtent(long offset, long length)
+    {
+        if (Map.Count == 0) return new Extent(ExtentKind.Data, length, offset);
+        long start = 0;
+        foreach ((ExtentKind kind, long size, long host, int depth) in Map)
+        {
+            long into = offset - start;
+            if (into < size) return new Extent(kind, Math.Min(size - into, length), host < 0 ? -1 : host + into, Depth: depth);
+            start += size;
+        }
+        return new Extent(ExtentKind.Backing, length);
+    }
+
+    public bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file)
+    {
+        file = null;
+        return false;
+    }
+
+    public void Close()
+    {
+        Calls.Add("close");
+        if (FailClose is not null) throw FailClose;
+    }
+
+    public void Dispose() => Calls.Add("dispose");
+}

@@ -1,0 +1,96 @@
+// A file system over one disk in memory, and the few calls that tests make again and again.
+using System.Buffers.Binary;
+using System.Text;
+using QcowFs.Fuse;
+using QcowFs.Native;
+using Xunit;
+
+namespace QcowFs.FileSystem.Tests;
+
+/// <summary>A tree over one <see cref="MemoryDisk"/>.</summary>
+internal sealed class Mount
+{
+    public static readonly DateTimeOffset HostTime = new(2024, 5, 6, 7, 8, 9, TimeSpan.Zero);
+
+    public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false)
+    {
+        Disk = disk;
+        TreeSettings settings = new()
+        {
+            Uid = 1001,
+            Gid = 1002,
+            FileMode = mode ?? (disk.IsReadOnly ? 0x100u : 0x180u),
+            AlwaysDirect = alwaysDirect,
+        };
+        Image = new MountedImage("disk.qcow2", disk, () => new HostFileFacts(77, HostTime));
+        System = rootIsDisk
+            ? DiskFileSystem.ForFile(Image, settings)
+            : DiskFileSystem.ForDirectory(Image, settings, TimeProvider.System);
+        Raw = rootIsDisk ? IFuseFileSystem.RootNode : Find("disk.qcow2.raw").Node;
+    }
+
+    public MemoryDisk Disk { get; }
+
+    public MountedImage Image { get; }
+
+    public DiskFileSystem System { get; }
+
+    /// <summary>Node id of the disk's file.</summary>
+    public ulong Raw { get; }
+
+    public FuseEntry Find(string path)
+    {
+        FuseEntry entry = new() { Node = IFuseFileSystem.RootNode };
+        foreach (string name in path.Split('/'))
+            Assert.Equal(Errno.None, System.Lookup(entry.Node, Encoding.UTF8.GetBytes(name), out entry));
+        return entry;
+    }
+
+    public ulong Open(ulong node, int flags = 0)
+    {
+        Assert.Equal(Errno.None, System.Open(node, flags, out FuseOpenResult result));
+        Assert.NotEqual(0ul, result.Handle);
+        return result.Handle;
+    }
+
+    public FuseAttributes Attributes(ulong node, ulong handle = 0)
+    {
+        Assert.Equal(Errno.None, System.GetAttributes(node, handle, out FuseAttributes attributes));
+        return attributes;
+    }
+
+    public string ReadText(string path)
+    {
+        ulong node = Find(path).Node;
+        ulong handle = Open(node);
+        byte[] buffer = new byte[1 << 20];
+        Assert.Equal(Errno.None, System.Read(node, handle, 0, buffer, out int count));
+        System.Release(node, handle);
+        return Encoding.UTF8.GetString(buffer, 0, count);
+    }
+
+    /// <summary>Names of a directory, in listing order, read in replies of <paramref name="replySize"/> bytes.</summary>
+    public List<string> List(ulong node, bool plus = false, int replySize = 4096)
+    {
+        List<string> names = [];
+        Assert.Equal(Errno.None, System.OpenDirectory(node, out FuseOpenResult open));
+        byte[] buffer = new byte[replySize];
+        for (long position = 0; ;)
+        {
+            FuseDirectoryWriter writer = new(buffer, plus);
+            Assert.Equal(Errno.None, System.ReadDirectory(node, open.Handle, position, ref writer));
+            if (writer.Length == 0) break;
+            for (ReadOnlySpan<byte> rest = buffer.AsSpan(0, writer.Length); !rest.IsEmpty;)
+            {
+                // struct fuse_dirent: inode, next position, name length, type, name padded to 8; behind fuse_entry_out with plus.
+                ReadOnlySpan<byte> entry = rest[(plus ? 128 : 0)..];
+                position = BinaryPrimitives.ReadInt64LittleEndian(entry[8..]);
+                int length = BinaryPrimitives.ReadInt32LittleEndian(entry[16..]);
+                names.Add(Encoding.UTF8.GetString(entry.Slice(24, length)));
+                rest = entry[((24 + length + 7) & ~7)..];
+            }
+        }
+        System.ReleaseDirectory(node, open.Handle);
+        return names;
+    }
+}

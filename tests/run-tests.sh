@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# run-tests.sh [NAME...]: builds and runs every test project (or those whose name contains a NAME), one after the other,
+# and ends with the sum of their real counts. Exits with 1 if a test failed, a project crashed, hung or reported nothing,
+# anything was left behind, or, in CI, a test was skipped.
+#
+# All temporary files of the run are kept in one directory, and all its processes carry one variable: so what is left
+# behind at the end is found exactly, named, and cleaned up, whatever else this machine is doing.
+set -uo pipefail
+
+root=$(dirname "$(dirname "$(readlink -f "$0")")")
+dotnet=${DOTNET:-dotnet}
+results=$root/build/test-results
+hang_limit=${QCOWFS_HANG_LIMIT:-20m}    # one test without an end
+project_limit=${QCOWFS_PROJECT_LIMIT:-90m}
+
+export QCOWFS_PROGRAM=$root/build/qcowfs
+export MSBUILDDISABLENODEREUSE=1 DOTNET_CLI_USE_MSBUILD_SERVER=0 DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
+
+passed=0 failed=0 skipped=0
+troubles=()
+
+trouble() {
+    troubles+=("$1")
+    printf 'run-tests: %s\n' "$1" >&2
+}
+
+# Processes of this run other than this script and what it is made of.
+leftover_processes() {
+    local directory pid
+    for directory in /proc/[0-9]*; do
+        pid=${directory#/proc/}
+        [ "$pid" = "$$" ] || [ "$pid" = "$BASHPID" ] && continue
+        [ "$(awk '/^PPid:/ { print $2 }' "$directory/status" 2>/dev/null)" = "$$" ] && continue
+        tr '\0' '\n' 2>/dev/null <"$directory/environ" | grep -qx "QCOWFS_TEST_RUN=$QCOWFS_TEST_RUN" || continue
+        printf '%s %s\n' "$pid" "$(tr '\0' ' ' <"$directory/cmdline" 2>/dev/null)"
+    done
+}
+
+leftover_mounts() {
+    awk -v base="$TMPDIR" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | tac
+}
+
+leftover_loops() {
+    losetup -n -l -O NAME,BACK-FILE 2>/dev/null | awk -v base="$TMPDIR" 'index($2, base) == 1 { print $1 }'
+}
+
+# What the .NET runtime and the test platform themselves keep there is not the tests' doing: pipes, and for each test host
+# two empty directories with six random characters.
+leftover_files() {
+    find "$TMPDIR" -mindepth 1 -maxdepth 1 ! -name 'clr-debug-pipe-*' ! -name 'dotnet-diagnostic-*' ! -name '.dotnet' \
+        ! -name 'CoreFxPipe_*' ! \( -type d -empty -name '??????' \) -printf '%f\n'
+}
+
+# Order matters: a loop device holds a mount, a mount holds a process.
+find_and_clean_leftovers() {
+    local line
+    for line in $(leftover_loops); do
+        trouble "loop device left behind: $line"
+        losetup -d "$line"
+    done
+    while read -r line; do
+        [ -n "$line" ] || continue
+        trouble "mount left behind: $line"
+        umount -l "$line" 2>/dev/null || fusermount3 -u -z "$line"
+    done < <(leftover_mounts)
+    while read -r line; do
+        [ -n "$line" ] || continue
+        trouble "process left behind: $line"
+        kill -9 "${line%% *}" 2>/dev/null
+    done < <(leftover_processes)
+    while read -r line; do
+        [ -n "$line" ] || continue
+        trouble "temporary file left behind: $TMPDIR/$line"
+    done < <(leftover_files)
+    rm -rf --one-file-system "$TMPDIR"
+}
+
+# The counters of one result file; a test that was not executed was skipped.
+counter() {
+    grep -o '<Counters [^>]*>' "$1" | grep -o " $2=\"[0-9]*\"" | grep -o '[0-9]*'
+}
+
+run_project() {
+    local project=$1 name file status total executed ok bad
+    name=$(basename "$project" .csproj)
+    file=$results/$name.trx
+    printf '\n== %s\n' "$name"
+    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build --results-directory "$results" \
+        --logger "trx;LogFileName=$name.trx" --logger 'console;verbosity=minimal' \
+        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none </dev/null
+    status=$?
+
+    if [ ! -s "$file" ] || ! total=$(counter "$file" total) || [ "$total" -eq 0 ]; then
+        trouble "$name: no result (exit code $status)"
+        failed=$((failed + 1))
+        return
+    fi
+    executed=$(counter "$file" executed) ok=$(counter "$file" passed) bad=$((executed - ok))
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + total - executed))
+    if [ "$bad" -gt 0 ]; then
+        trouble "$name: $bad failed"
+    elif [ "$status" -ne 0 ]; then
+        trouble "$name: crashed or hung (exit code $status)"
+        failed=$((failed + 1))
+    fi
+    if [ "$total" -ne "$executed" ]; then
+        printf 'run-tests: %s: %d SKIPPED:\n' "$name" $((total - executed))
+        grep -o '<UnitTestResult [^>]*outcome="NotExecuted"[^>]*>' "$file" | grep -o ' testName="[^"]*"' | sed 's/^/ /'
+    fi
+}
+
+selected() {
+    [ $# -gt 1 ] || return 0
+    local project=$1 word
+    shift
+    for word; do
+        case $(basename "$project") in *"$word"*) return 0 ;; esac
+    done
+    return 1
+}
+
+# A kernel that hangs a FUSE request would otherwise keep the clean-up from ending, so the end is one function, run once.
+finish() {
+    trap - EXIT INT TERM
+    find_and_clean_leftovers
+    if [ -n "${CI:-}" ] && [ "$skipped" -gt 0 ]; then
+        trouble "$skipped skipped, and CI skips nothing"
+    fi
+    printf '\n'
+    if [ "${#troubles[@]}" -gt 0 ]; then
+        printf 'run-tests: %s\n' "${troubles[@]}"
+    fi
+    printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+    [ "${#troubles[@]}" -eq 0 ] && exit 0
+    exit 1
+}
+"$dotnet" build "$root/QcowFs.sln" -v quiet -clp:NoSummary\;ErrorsOnly </dev/null || {
+    printf '\nrun-tests: the build failed\n0 passed, 1 failed, 0 skipped\n'
+    exit 1
+}
+rm -rf "$results"
+mkdir -p "$results"
+TMPDIR=$(mktemp -d /tmp/qfs-XXXXXX)
+QCOWFS_TEST_RUN=$(basename "$TMPDIR")
+export TMPDIR QCOWFS_TEST_RUN
+chmod 1777 "$TMPDIR"    # tests run parts of themselves as an ordinary user
+trap finish EXIT
+trap 'trouble "interrupted"; finish' INT TERM
+
+ran=0
+for project in "$root"/tests/*.Tests/*.Tests.csproj; do
+    selected "$project" "$@" || continue
+    ran=$((ran + 1))
+    run_project "$project"
+done
+[ "$ran" -gt 0 ] || trouble "no test project is named like: $*"
