@@ -59,6 +59,9 @@ public static class HostFiles
         return fd >= 0 ? new SafeFileHandle(fd, ownsHandle: true) : throw new StorageException(Libc.LastErrno, "open", path);
     }
 
+    /// <summary>Removes a file's name; nothing where there is none. Durable after <see cref="SyncDirectory"/>.</summary>
+    public static void Delete(string path) => File.Delete(path);
+
     /// <summary>Makes the names in a directory durable: a new, renamed or removed file survives a crash only after this.</summary>
     public static void SyncDirectory(string path)
     {

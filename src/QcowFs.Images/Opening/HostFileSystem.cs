@@ -31,7 +31,7 @@ public sealed class HostFileSystem : IHostFiles
     public void SyncName(string path) => HostFiles.SyncDirectory(DirectoryOf(path));
 
     /// <inheritdoc/>
-    public void Delete(string path) => File.Delete(path);
+    public void Delete(string path) => HostFiles.Delete(path);
 
     /// <summary>The directory of a path, "." for a bare name.</summary>
     internal static string DirectoryOf(string path) => Path.GetDirectoryName(path) switch
