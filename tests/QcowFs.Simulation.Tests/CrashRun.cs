@@ -1,5 +1,6 @@
 // One seeded run of operations on a simulated disk, crashed and judged.
 using QcowFs.Images;
+using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
 using QcowFs.Testing;
 using Xunit;
@@ -122,15 +123,18 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
             return;
         }
 
-        using (IDiskImage image = SimulatedImages.Open(again, _prepared))
+        using (CowImage image = SimulatedImages.Open(again, _prepared))
         {
-            Operate(image, model, 8, seed + 1000);
+            // Leaks are collected while the image is in use, in windows so small that operations fall between and into them.
+            Operate(image, model, 4, seed + 1000);
+            if (image.Map.Recovery is LeakCollector collector)
+                image.Recover(commit => collector.Run(commit, windowClusters: 16));
+            Operate(image, model, 4, seed + 2000);
             model.CheckLive(image);
             image.Close();
         }
 
-        model.Sync();
-        Judge(again, model, $"{where}, then closed");
+        JudgeClosed(again, model, $"{where}, then closed", leaksAllowed: geometry.Options.Contains("0.10"));
     }
 
     /// <summary>Random operations; the model first, so that a crash in the middle finds both values allowed.</summary>
@@ -185,11 +189,11 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
         }
     }
 
-    private void JudgeClosed(SimulatedDisk disk, DiskModel model, string where)
+    private void JudgeClosed(SimulatedDisk disk, DiskModel model, string where, bool leaksAllowed = false)
     {
         model.Sync();
         Judge(disk.Crash(CrashChoice.Nothing), model, where);
         CheckReport report = Qcow2Checker.Check(disk.Open("image", readOnly: true));
-        Assert.True(report.ExitCode == 0, $"{geometry} seed {seed} {where}: {report.Leaks} leaks, {string.Join("; ", report.Findings.Select(f => f.Message))}");
+        Assert.True(report.ExitCode == 0 || (leaksAllowed && report.ExitCode == 3), $"{geometry} seed {seed} {where}: {report.Leaks} leaks, {string.Join("; ", report.Findings.Select(f => f.Message))}");
     }
 }

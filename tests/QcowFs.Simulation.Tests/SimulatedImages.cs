@@ -2,6 +2,7 @@
 using System.Collections.Concurrent;
 using System.Diagnostics;
 using QcowFs.Images;
+using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
 using QcowFs.Storage;
 using QcowFs.Testing;
@@ -55,13 +56,13 @@ internal static class SimulatedImages
     }
 
     /// <summary>Opens the image on a disk.</summary>
-    public static IDiskImage Open(SimulatedDisk disk, PreparedImage image, bool writable = true, long cacheSize = 1024, Action<string>? log = null)
+    public static CowImage Open(SimulatedDisk disk, PreparedImage image, bool writable = true, long cacheSize = 1024, Action<string>? log = null)
     {
         SimulatedStorage file = disk.Open("image", readOnly: !writable);
         IStorage? data = image.Data is null ? null : disk.Open("data", readOnly: !writable);
         IDiskImage? backing = image.Backing is null ? null : OpenBacking(image.Backing);
-        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, CacheSize = cacheSize, Log = log };
-        return Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
+        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log };
+        return (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
     }
 
     /// <summary>Runs a program, which must succeed.</summary>
