@@ -18,7 +18,7 @@ public enum HostAccess
 }
 
 /// <summary>Opens host files by path. Thread-safe. Faults are <see cref="StorageException"/>, and
-/// <see cref="ImageAccessException"/> where somebody else uses the file.</summary>
+/// <see cref="ImageInUseException"/> where somebody else uses the file.</summary>
 public interface IHostFiles
 {
     /// <summary>Opens a file that the user named.</summary>

@@ -59,15 +59,25 @@ public static class HostFiles
         return fd >= 0 ? new SafeFileHandle(fd, ownsHandle: true) : throw new StorageException(Libc.LastErrno, "open", path);
     }
 
-    /// <summary>Removes a file's name; nothing where there is none. Durable after <see cref="SyncDirectory"/>.</summary>
-    public static void Delete(string path) => File.Delete(path);
-
     /// <summary>Makes the names in a directory durable: a new, renamed or removed file survives a crash only after this.</summary>
     public static void SyncDirectory(string path)
     {
         using SafeFileHandle directory = OpenDirectory(path);
         if (Libc.Fsync((int)directory.DangerousGetHandle()) != 0)
             throw new StorageException(Libc.LastErrno, "sync", path);
+    }
+
+    /// <summary>Removes a file's name. No fault where there is none.</summary>
+    public static void Delete(string path)
+    {
+        try
+        {
+            File.Delete(path);
+        }
+        catch (UnauthorizedAccessException)
+        {
+            throw new StorageException(Errno.EACCES, "delete", path);
+        }
     }
 
     private const uint CreationMode = 0x1b6; // 0666, cut by the umask

@@ -1,6 +1,5 @@
 // The host's files with QEMU's image locks: the one implementation of IHostFiles outside of tests.
 using Microsoft.Win32.SafeHandles;
-using QcowFs.Native;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -23,23 +22,15 @@ public sealed class HostFileSystem : IHostFiles
     public IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo)
     {
         using SafeFileHandle root = HostFiles.OpenDirectory(directory);
-        string name = Path.Join(directory, relativePath);
+        string name = directory == "." ? relativePath : Path.Join(directory, relativePath);
         return Lock(HostFiles.OpenBeneath(root, relativePath, name, Access(access), directIo), access);
     }
 
     /// <inheritdoc/>
-    public void SyncName(string path) => HostFiles.SyncDirectory(DirectoryOf(path));
+    public void SyncName(string path) => HostFiles.SyncDirectory(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/");
 
     /// <inheritdoc/>
     public void Delete(string path) => HostFiles.Delete(path);
-
-    /// <summary>The directory of a path, "." for a bare name.</summary>
-    internal static string DirectoryOf(string path) => Path.GetDirectoryName(path) switch
-    {
-        null => "/",
-        "" => ".",
-        string directory => directory,
-    };
 
     private static StorageAccess Access(HostAccess access) => access switch
     {
@@ -56,9 +47,8 @@ public sealed class HostFileSystem : IHostFiles
         {
             LockRole role = access == HostAccess.Read ? LockRole.Reader : LockRole.Writer;
             LockConflict? conflict = QemuLocks.TryAcquire(file, role);
-            return conflict is null ? file : throw new ImageAccessException(file.Name, Errno.EAGAIN,
-                $"the file is in use {(access == HostAccess.Read ? "for writing " : "")}by {conflict.Holder}",
-                "stop it or unmount it first");
+            return conflict is null ? file
+                : throw new ImageInUseException(file.Name, conflict.Holder, writes: role == LockRole.Reader);
         }
         catch
         {

@@ -14,30 +14,28 @@ namespace QcowFs.Images;
 internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, string sourcePath)
 {
     private const string AllowAll = "use --allow-references=all if you trust the image";
-    private readonly string _root = HostFileSystem.DirectoryOf(sourcePath);
+    private readonly string _root = DirectoryPrefix(sourcePath);
+
+    /// <summary>Where a name in an image leads, by G2; null where it is no file name.</summary>
+    public static string? Resolve(string image, string name) =>
+        RefuseName(name) is not null ? null : Path.IsPathRooted(name) ? name : DirectoryPrefix(image) + name;
 
     /// <summary>What the name leads to, judged by its text alone: no file is touched.</summary>
     public ImageReference Judge(string image, NamedReference reference)
     {
-        string name = reference.Name;
-        string? refusal = RefuseName(name);
-        string? path = refusal is not null ? null
-            : Path.IsPathRooted(name) ? name : Path.Join(HostFileSystem.DirectoryOf(image), name);
-        if (path is not null)
+        string? path = Resolve(image, reference.Name);
+        string? refusal = policy switch
         {
-            refusal = policy switch
-            {
-                ReferencePolicy.None => "references are not allowed",
-                ReferencePolicy.Directory when Beneath(path) is null => OutsideRoot(),
-                _ => null,
-            };
-        }
-
-        return new ImageReference(reference.Kind, image, name, reference.Format, path, refusal, null);
+            _ when path is null => RefuseName(reference.Name),
+            ReferencePolicy.None => "references are not allowed",
+            ReferencePolicy.Directory when Beneath(path) is null => OutsideRoot(),
+            _ => null,
+        };
+        return new ImageReference(reference.Kind, image, reference.Name, reference.Format, path, refusal, null);
     }
 
     /// <summary>Opens what the name leads to. Faults: <see cref="ImageFormatException"/> where it is refused or gone,
-    /// <see cref="ImageAccessException"/> where the host does not let us.</summary>
+    /// <see cref="StorageException"/> and <see cref="ImageInUseException"/> where the host or somebody else does not let us.</summary>
     public IStorage Open(string image, NamedReference reference, bool writable, OpenOptions options)
     {
         ImageReference judged = Judge(image, reference);
@@ -50,8 +48,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
             : writable && reference.Kind == ReferenceKind.DataFile ? HostAccess.Write : HostAccess.Read;
         try
         {
-            return policy == ReferencePolicy.All ? files.Open(judged.Path, access, options.DirectIo)
-                : files.OpenBeneath(_root, Beneath(judged.Path)!, access, options.DirectIo);
+            return OpenAllowed(judged.Path, access, options.DirectIo);
         }
         catch (StorageException fault) when (fault.Errno == Errno.EXDEV)
         {
@@ -62,11 +59,31 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         {
             throw Refused(judged, "it does not exist", "put it back, or rebase the image with qemu-img rebase");
         }
+    }
+
+    /// <summary>Opens what the name leads to for reading without a lock, where it is allowed and can be had.</summary>
+    /// <returns>The verdict, with the reason where <paramref name="file"/> is null.</returns>
+    public ImageReference Inspect(string image, NamedReference reference, out IStorage? file)
+    {
+        file = null;
+        ImageReference judged = Judge(image, reference);
+        if (!judged.IsAllowed)
+            return judged;
+        try
+        {
+            file = OpenAllowed(judged.Path!, HostAccess.Inspect, directIo: false);
+            return judged;
+        }
         catch (StorageException fault)
         {
-            throw ImageAccessException.Of(fault, access == HostAccess.Write);
+            return fault.Errno == Errno.EXDEV ? judged with { Refusal = OutsideRoot() }
+                : judged with { Problem = ErrnoText.Describe(fault.Errno) };
         }
     }
+
+    private IStorage OpenAllowed(string path, HostAccess access, bool directIo) => policy == ReferencePolicy.All
+        ? files.Open(path, access, directIo)
+        : files.OpenBeneath(_root.Length == 0 ? "." : _root, Beneath(path)!, access, directIo);
 
     // G1. QEMU takes everything up to a colon before the first slash for a protocol ("nbd:", "fat:", "file:", "json:").
     private static string? RefuseName(string name)
@@ -85,15 +102,17 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     // The path from the root on, as far as the text tells, or null. ".." is left for the kernel to judge.
     private string? Beneath(string path)
     {
-        if (_root == "." && !Path.IsPathRooted(path))
-            return path;
-        string root = Path.IsPathRooted(path) ? Path.GetFullPath(_root) : _root;
-        string prefix = root.EndsWith('/') ? root : root + "/";
-        return path.Length > prefix.Length && path.StartsWith(prefix, StringComparison.Ordinal)
-            ? path[prefix.Length..].TrimStart('/') : null;
+        string root = _root;
+        if (Path.IsPathRooted(path) && !Path.IsPathRooted(root))
+            root = DirectoryPrefix(Path.Join(Path.GetFullPath(root.Length == 0 ? "." : root), "x"));
+        string? rest = path.StartsWith(root, StringComparison.Ordinal) ? path[root.Length..].TrimStart('/') : null;
+        return rest is { Length: > 0 } ? rest : null;
     }
 
-    private string OutsideRoot() => $"it lies outside the image's directory {Printable.Quote(_root)}";
+    private string OutsideRoot() => $"it lies outside the image's directory {Printable.Quote(_root.Length == 0 ? "." : _root)}";
+
+    // Everything up to the last slash, that included; "" for a bare name.
+    private static string DirectoryPrefix(string path) => path[..(path.LastIndexOf('/') + 1)];
 
     private static ImageFormatException Refused(ImageReference reference, string why, string advice) => new(reference.Image,
         reference.Kind == ReferenceKind.Backing ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);

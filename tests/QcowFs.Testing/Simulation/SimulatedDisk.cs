@@ -114,12 +114,10 @@ public sealed class SimulatedDisk : IHostFiles
         access == HostAccess.Create ? Create(path) : Open(path, readOnly: access != HostAccess.Write);
 
     IStorage IHostFiles.OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
-        ((IHostFiles)this).Open(Path.Join(directory, relativePath), access, directIo);
+        ((IHostFiles)this).Open(directory == "." ? relativePath : Path.Join(directory, relativePath), access, directIo);
 
-    /// <summary>Does nothing: names are durable from the start here.</summary>
-    void IHostFiles.SyncName(string path)
-    {
-    }
+    // Names are not modelled: a created storage is there.
+    void IHostFiles.SyncName(string path) => RequireOn();
 
     void IHostFiles.Delete(string path)
     {

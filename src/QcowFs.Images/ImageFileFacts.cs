@@ -2,7 +2,7 @@
 namespace QcowFs.Images;
 
 /// <summary>Facts about an image file. Immutable.</summary>
-public sealed record ImageFacts
+public sealed record ImageFileFacts
 {
     /// <summary>Path of the image file as the user gave it.</summary>
     public required string Path { get; init; }
