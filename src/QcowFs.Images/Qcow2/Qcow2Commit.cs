@@ -235,20 +235,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
             state.Compressed.Clear();
         while (removals.Count > 0)
         {
-            Removal removal = removals[^1];
-            if (removal.Kind == RemovalKind.ExternalData)
-                PunchExternal(removal);
-            else
-                Lower(removal);
+            Lower(removals[^1]);
             removals.RemoveAt(removals.Count - 1);
         }
-    }
-
-    private void PunchExternal(Removal removal)
-    {
-        long length = Math.Min(removal.Length, state.Data.Length - removal.Offset);
-        if (length > 0)
-            state.Data.Discard(removal.Offset, length);
     }
 
     private void Lower(Removal removal)

@@ -34,7 +34,11 @@ internal static class Qcow2Image
 
         // Recovery and trust begin with a sync: a process that died may have left bytes that could still vanish (I8).
         if (options.Writable)
+        {
             parts.File.Sync();
+            parts.DataFile?.Sync();
+        }
+
         FailureLatch latch = new(options.Log);
         IStorage file = new LatchedStorage(parts.File, latch);
         IStorage data = parts.DataFile is null ? file : new LatchedStorage(parts.DataFile, latch);

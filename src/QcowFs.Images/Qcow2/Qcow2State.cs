@@ -16,9 +16,6 @@ internal enum RemovalKind
 
     /// <summary>The clusters that a compressed stream touches.</summary>
     Compressed,
-
-    /// <summary>A range of the external data file, which is not counted.</summary>
-    ExternalData,
 }
 
 /// <summary>A reference that the maps no longer hold, to be given up once that is durable.</summary>

@@ -142,6 +142,35 @@ internal sealed class Refcounts : IFreeClusterSource
         }
     }
 
+    /// <inheritdoc/>
+    public long EndOfReferences(long first)
+    {
+        long end = first;
+        long limit = (long)Table.Length << _blockBits;
+        for (long cluster = first; cluster < limit;)
+        {
+            if (!HasBlock(cluster))
+            {
+                cluster = ((cluster >> _blockBits) + 1) << _blockBits;
+                continue;
+            }
+
+            using PinnedPages pins = new(_cache);
+            MetadataPage page = pins.Add(PageOffset(cluster));
+            long pageEnd = Math.Min(limit, PageEnd(cluster));
+            lock (_cache.Gate)
+            {
+                for (; cluster < pageEnd; cluster++)
+                {
+                    if (Get(page, cluster) != 0)
+                        end = cluster + 1;
+                }
+            }
+        }
+
+        return end;
+    }
+
     private int IndexOnPage(long cluster) => (int)(cluster & ((((long)_cache.PageSize << 3) >> _order) - 1));
 
     private long IndexInBlock(long cluster) => cluster & ((1L << _blockBits) - 1);
