@@ -66,12 +66,7 @@ internal sealed record BenchOptions
                 case "--rounds": options.Rounds = Number(); break;
                 case "--seconds": options.Seconds = Number(); break;
                 case "--size": options.DiskSize = (long)Number() << 20; break;
-                case "--place": options.Place = Value() switch
-                {
-                    "tmpfs" => Benchmarks.Place.Tmpfs,
-                    "disk" => Benchmarks.Place.Disk,
-                    _ => throw new UsageException("--place: tmpfs or disk"),
-                }; break;
+                case "--place": options.Place = ParsePlace(Value()); break;
                 case "--disk": options.DiskDirectory = Value(); break;
                 case "--list": options.ListOnly = true; break;
                 case "--quick": (options.Rounds, options.Seconds, options.DiskSize) = (1, 2, 256L << 20); break;
@@ -81,4 +76,11 @@ internal sealed record BenchOptions
 
         return options;
     }
+
+    private static Place ParsePlace(string value) => value switch
+    {
+        "tmpfs" => Benchmarks.Place.Tmpfs,
+        "disk" => Benchmarks.Place.Disk,
+        _ => throw new UsageException("--place: tmpfs or disk"),
+    };
 }
