@@ -3,7 +3,6 @@
 // C1 One thread uses the buffers, so what a handler is given is valid exactly until it returns.
 // C2 ENODEV and ECONNABORTED are the end of the connection, not a fault. Any other error that the device does not recover from ends
 //    this channel and is reported.
-using System.Diagnostics;
 using QcowFs.Fuse.Wire;
 using QcowFs.Native;
 
@@ -37,7 +36,7 @@ internal sealed unsafe class Channel(FuseSession session, FuseDevice device, Cha
     {
         int received = _device.Receive(_buffers.Request, _buffers.RequestCapacity, out Errno end);
         if (received <= 0) return Ended(end);
-        long started = Stopwatch.GetTimestamp();
+        long started = _session.Now();
         var request = new ReadOnlySpan<byte>(_buffers.Request, received);
         if (!Message.TryRead(request, out InHeader header)) header = default;
         Slot.Begin(header.Opcode, header.Node, header.Unique, started);

@@ -171,7 +171,7 @@ public sealed unsafe class FuseSession : IDisposable
         foreach (Channel channel in _channels)
         {
             if (count == destination.Length) break;
-            if (channel.Slot.TryRead(out destination[count])) count++;
+            if (channel.Slot.TryRead(_options.Time, out destination[count])) count++;
         }
         return count;
     }
@@ -187,6 +187,9 @@ public sealed unsafe class FuseSession : IDisposable
             if (Volatile.Read(ref _live) == 0) CloseDevices();
         }
     }
+
+    /// <summary>The time that the age of a request is told from.</summary>
+    internal long Now() => _options.Time.GetTimestamp();
 
     /// <summary>A channel took a request. Where it was the last that waited, another is added (S2).</summary>
     internal void RequestTaken()

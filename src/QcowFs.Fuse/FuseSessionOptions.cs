@@ -26,6 +26,9 @@ public sealed record FuseSessionOptions
     /// descriptor that is not /dev/fuse shares it in any case.</summary>
     public bool CloneDevice { get; init; } = true;
 
+    /// <summary>Tells how long requests are in hand; nothing else depends on it.</summary>
+    public TimeProvider Time { get; init; } = TimeProvider.System;
+
     /// <summary>Gives the error number for an exception that left the file system. Called on a channel thread.</summary>
     public Func<Exception, Errno> MapException { get; init; } = static _ => Errno.EIO;
 
