@@ -67,6 +67,19 @@ public static class HostFiles
             throw new StorageException(Libc.LastErrno, "sync", path);
     }
 
+    /// <summary>Removes a file's name. No fault where there is none.</summary>
+    public static void Delete(string path)
+    {
+        try
+        {
+            File.Delete(path);
+        }
+        catch (UnauthorizedAccessException)
+        {
+            throw new StorageException(Errno.EACCES, "delete", path);
+        }
+    }
+
     private const uint CreationMode = 0x1b6; // 0666, cut by the umask
 
     // O_NONBLOCK: opening a FIFO or a terminal that a name leads to must not hang before its type can be seen and refused.
