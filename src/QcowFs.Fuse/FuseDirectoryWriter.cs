@@ -27,7 +27,7 @@ public ref struct FuseDirectoryWriter
     /// Without attributes only the inode number and the type bits of the mode are shown.</summary>
     /// <exception cref="ArgumentException">The name is empty, longer than 1,024 bytes, or holds a slash or a NUL: the kernel would
     /// fail the whole listing for it.</exception>
-    public bool TryAdd(ReadOnlySpan<byte> name, in FuseEntry entry, long nextOffset)
+    public bool TryAdd(scoped ReadOnlySpan<byte> name, in FuseEntry entry, long nextOffset)
     {
         if (name.IsEmpty || name.Length > DirectoryEntry.MaxNameLength || name.IndexOfAny((byte)'/', (byte)0) >= 0)
             throw new ArgumentException("A directory entry's name is 1 to 1,024 bytes without a slash or a NUL.", nameof(name));

@@ -6,8 +6,8 @@ namespace QcowFs.Fuse;
 /// <summary>Settings of a <see cref="FuseSession"/>, fixed when it starts.</summary>
 public sealed record FuseSessionOptions
 {
-    /// <summary>Channel threads. 0: begin with two, and add one whenever all are busy and one of them has been held up, as far as
-    /// <see cref="MaxThreads"/>.</summary>
+    /// <summary>Channel threads. 0: begin with two, and add one whenever all are busy and requests are held up by something other than
+    /// computing, as far as <see cref="MaxThreads"/>.</summary>
     public int Threads { get; init; }
 
     /// <summary>Most threads that <see cref="Threads"/> = 0 grows to. It is also the depth at which a slow disk is driven.</summary>
@@ -25,6 +25,9 @@ public sealed record FuseSessionOptions
     /// <summary>Whether each channel opens a descriptor of its own (FUSE_DEV_IOC_CLONE) where /dev/fuse can be opened. A session on a
     /// descriptor that is not /dev/fuse shares it in any case.</summary>
     public bool CloneDevice { get; init; } = true;
+
+    /// <summary>Tells how long requests are in hand; nothing else depends on it.</summary>
+    public TimeProvider Time { get; init; } = TimeProvider.System;
 
     /// <summary>Gives the error number for an exception that left the file system. Called on a channel thread.</summary>
     public Func<Exception, Errno> MapException { get; init; } = static _ => Errno.EIO;

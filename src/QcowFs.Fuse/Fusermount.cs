@@ -51,10 +51,16 @@ internal static unsafe class Fusermount
         foreach (string directory in directories.Concat(FallbackDirectories))
         {
             string candidate = Path.Combine(directory, Program);
-            if (Path.IsPathRooted(candidate) && File.Exists(candidate)) return candidate;
+            if (Path.IsPathRooted(candidate) && Exists(candidate)) return candidate;
         }
         throw new FuseMountException(
             FuseMountFailure.MountProgramMissing, Errno.ENOENT, mountPoint, "fusermount3, which mounts for ordinary users, is not installed", "install the package fuse3, or mount as root");
+    }
+
+    private static bool Exists(string path)
+    {
+        StatxData facts;
+        return Libc.Statx(Libc.AT_FDCWD, path, 0, Libc.STATX_BASIC_STATS, &facts) == 0;
     }
 
     private static ProcessStartInfo Command(string program, params ReadOnlySpan<string> arguments)

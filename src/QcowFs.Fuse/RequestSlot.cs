@@ -1,5 +1,4 @@
 // The request that a channel is working on, readable by others without stopping it.
-using System.Diagnostics;
 
 namespace QcowFs.Fuse;
 
@@ -36,7 +35,7 @@ internal sealed class RequestSlot
     }
 
     /// <summary>Looks at the request in hand; false where there is none, or it changed meanwhile.</summary>
-    public bool TryRead(out FuseRequestInFlight request)
+    public bool TryRead(TimeProvider time, out FuseRequestInFlight request)
     {
         request = default;
         ulong unique = Volatile.Read(ref _unique);
@@ -46,7 +45,7 @@ internal sealed class RequestSlot
         long started = _started;
         Volatile.ReadBarrier();
         if (_unique != unique) return false;
-        request = new FuseRequestInFlight(opcode, node, unique, Stopwatch.GetElapsedTime(started));
+        request = new FuseRequestInFlight(opcode, node, unique, time.GetElapsedTime(started));
         return true;
     }
 }

@@ -1,7 +1,46 @@
-// Entry point of the program.
+// Entry point: finds the command, runs it, and turns whatever ends it into one line and an exit code.
+using QcowFs.CommandLine;
+using QcowFs.Commands;
+
 namespace QcowFs;
 
 internal static class Program
 {
-    private static int Main() => 64;
+    private static readonly Command[] Commands = [MountCommand.Table, UmountCommand.Table, ListCommand.Table];
+
+    private static int Main(string[] words)
+    {
+        try
+        {
+            return Run(words);
+        }
+        catch (Exception fault) // the one place where everything ends
+        {
+            Console.Error.WriteLine("qcowfs: " + ErrorLine.For(fault));
+            return fault is CommandFailure failure ? failure.ExitCode : ExitCode.Failed;
+        }
+    }
+
+    private static int Run(ReadOnlySpan<string> words)
+    {
+        const string hint = "see \"qcowfs --help\"";
+        if (words.IsEmpty) throw CommandFailure.Usage("COMMAND", "missing", hint);
+        if (words[0] is "--help" or "-h") return Print(Help.ForProgram(Commands));
+        if (words[0] is "--version") return Print($"qcowfs {typeof(Program).Assembly.GetName().Version!.ToString(3)}\n");
+        foreach (Command command in Commands)
+        {
+            if (command.Name != words[0]) continue;
+            ParsedLine line = LineParser.Parse(command, words[1..]);
+            if (line.Has(Help.HelpOption)) return Print(Help.ForCommand(command));
+            LineParser.RequireOperands(line);
+            return command.Run(line);
+        }
+        throw CommandFailure.Usage(words[0], words[0].StartsWith('-') ? "unknown option" : "unknown command", hint);
+    }
+
+    private static int Print(string text)
+    {
+        Console.Out.Write(text);
+        return ExitCode.Done;
+    }
 }

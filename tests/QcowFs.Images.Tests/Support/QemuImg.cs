@@ -40,7 +40,7 @@ internal static class QemuImg
 
     public static ToolResult Try(string tool, params string[] arguments)
     {
-        ProcessStartInfo start = new(tool, arguments) 
+        ProcessStartInfo start = new(tool, arguments)
         {
             UseShellExecute = false,
             RedirectStandardOutput = true,
