@@ -1,6 +1,7 @@
 // Entry point: finds the command, runs it, and turns whatever ends it into one line and an exit code.
 using QcowFs.CommandLine;
 using QcowFs.Commands;
+using QcowFs.Server;
 
 namespace QcowFs;
 
@@ -16,7 +17,9 @@ internal static class Program
         }
         catch (Exception fault) // the one place where everything ends
         {
-            Console.Error.WriteLine("qcowfs: " + ErrorLine.For(fault));
+            string line = "qcowfs: " + ErrorLine.For(fault);
+            if (Launcher.IsServer) Launcher.ReportFailure(line);
+            else Console.Error.WriteLine(line);
             return fault is CommandFailure failure ? failure.ExitCode : ExitCode.Failed;
         }
     }

@@ -41,11 +41,13 @@ internal static class UmountCommand
         List<string> holders = [];
         for (int attempt = 0; attempt < attempts; attempt++)
         {
+            bool again = attempt > 0;
             using JsonDocument? answer = ControlClient.Ask(mount, json =>
             {
                 json.WriteStartObject();
                 json.WriteString("command", "umount");
                 json.WriteBoolean("lazy", lazy);
+                json.WriteBoolean("again", again);
                 json.WriteEndObject();
             });
             if (answer is null) throw WithoutServer(given, mount);
@@ -54,7 +56,6 @@ internal static class UmountCommand
                 throw new CommandFailure(given, error.GetString()!, answer.RootElement.GetProperty("advice").GetString()!);
             holders = Holders.Find(mount);
             if (holders.Count > 0) break;
-            Thread.Sleep(100);
         }
         string who = holders.Count > 0 ? string.Join(", ", holders) : "a process that you may not see";
         throw new CommandFailure(given, $"in use by {who}", "end that first, or give --lazy");

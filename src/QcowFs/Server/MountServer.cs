@@ -16,6 +16,9 @@ namespace QcowFs.Server;
 /// <summary>Serves one mount from start to end.</summary>
 internal sealed class MountServer : IDisposable
 {
+    // Between attempts of one `qcowfs umount`, whose caller sees nobody that holds the mount.
+    private static readonly TimeSpan RetryInterval = TimeSpan.FromMilliseconds(100);
+
     private readonly MountSettings _settings;
     private readonly MountPoint _mountPoint;
     private readonly string _source; // absolute
@@ -85,8 +88,9 @@ internal sealed class MountServer : IDisposable
             session.Start();
             return ServeUntilEnd(session, ready);
         }
-        catch
+        catch (Exception fault)
         {
+            _log.Write(ErrorLine.For(fault));
             Detach();
             throw;
         }
@@ -170,6 +174,7 @@ internal sealed class MountServer : IDisposable
                 WriteStatus(json);
                 break;
             case "umount":
+                if (request.GetProperty("again").GetBoolean()) _ended.Wait(RetryInterval);
                 Unmount(request.GetProperty("lazy").GetBoolean(), json);
                 break;
             default:
