@@ -8,15 +8,32 @@ using QcowFs.Native;
 
 namespace QcowFs.Fuse;
 
-internal sealed unsafe class Channel(FuseSession session, FuseDevice device, ChannelBuffers buffers, Dispatcher dispatcher)
+internal sealed unsafe class Channel(
+    FuseDevice device, ChannelBuffers buffers, Dispatcher dispatcher, TimeProvider time, ChannelGrowth? growth, Action<Channel> ended)
 {
-    private readonly FuseSession _session = session;
+    /// <summary>A request that took longer than this, and than copying its bytes explains, was held up by something.</summary>
+    private static readonly TimeSpan UsualTime = TimeSpan.FromMicroseconds(50);
+    private const long SlowestCopyBytesPerSecond = 2_000_000_000;
+
     private readonly FuseDevice _device = device;
     private readonly ChannelBuffers _buffers = buffers;
     private readonly Dispatcher _dispatcher = dispatcher;
+    private readonly TimeProvider _time = time;
+    private readonly ChannelGrowth? _growth = growth;
+    private readonly Action<Channel> _ended = ended;
+    private readonly long _usualTicks = (long)(UsualTime.TotalSeconds * time.TimestampFrequency);
+    private readonly long _bytesPerTick = Math.Max(SlowestCopyBytesPerSecond / time.TimestampFrequency, 1);
+    private long _served;
+    private long _heldUp;
 
     /// <summary>The request in hand.</summary>
     public RequestSlot Slot { get; } = new();
+
+    /// <summary>Requests served; counted only where the session may grow. Written by the channel, read by anybody.</summary>
+    public long Served => Volatile.Read(ref _served);
+
+    /// <summary>Those of <see cref="Served"/> that were held up.</summary>
+    public long HeldUp => Volatile.Read(ref _heldUp);
 
     /// <summary>How the connection ended for this channel; meant when <see cref="Run"/> has returned.</summary>
     public Errno End { get; private set; }
@@ -29,23 +46,31 @@ internal sealed unsafe class Channel(FuseSession session, FuseDevice device, Cha
             // One request at a time, each in a call of its own, so that the just-in-time compiler can replace the code meanwhile.
         }
         _buffers.Dispose();
-        _session.ChannelEnded(this);
+        _ended(this);
     }
 
     private bool ServeNext()
     {
         int received = _device.Receive(_buffers.Request, _buffers.RequestCapacity, out Errno end);
         if (received <= 0) return Ended(end);
-        long started = _session.Now();
+        long started = _time.GetTimestamp();
         var request = new ReadOnlySpan<byte>(_buffers.Request, received);
         if (!Message.TryRead(request, out InHeader header)) header = default;
         Slot.Begin(header.Opcode, header.Node, header.Unique, started);
-        _session.RequestTaken();
+        _growth?.Taken();
         int length = _dispatcher.Serve(request, new Span<byte>(_buffers.Reply, _buffers.ReplyCapacity));
+        if (_growth is { } growth) Handled(growth, started, received + length);
         bool open = length == 0 || Answer(in header, request, length);
         Slot.End();
-        _session.RequestDone();
         return open;
+    }
+
+    private void Handled(ChannelGrowth growth, long started, int bytes)
+    {
+        long elapsed = _time.GetTimestamp() - started;
+        if (elapsed > _usualTicks + (bytes / _bytesPerTick)) Volatile.Write(ref _heldUp, _heldUp + 1);
+        Volatile.Write(ref _served, _served + 1);
+        growth.Handled();
     }
 
     private bool Answer(in InHeader header, ReadOnlySpan<byte> request, int length)

@@ -1,7 +1,7 @@
 // A connection to the kernel while it is served: INIT, the channels, how many there are, and how it ends.
 //
 // S1 INIT is answered before any channel runs; the kernel sends nothing else before that.
-// S2 Threads are added, never taken away: ending and starting them under changing load costs more than they do asleep.
+// S2 Threads are added where requests wait for something (ChannelGrowth), and never taken away: asleep they cost next to nothing.
 // S3 The session has ended when its last channel has. Descriptors are closed then, never while a thread may still use the number.
 using System.Diagnostics;
 using Microsoft.Win32.SafeHandles;
@@ -36,6 +36,7 @@ public sealed unsafe class FuseSession : IDisposable
     private readonly Dispatcher _dispatcher;
     private readonly ManualResetEventSlim _ended = new(false);
     private readonly int _mostThreads;
+    private readonly ChannelGrowth? _growth;
     private readonly Lock _growing = new();
 
     // Guarded by _growing; read without it as a snapshot. Devices that were handed in are used before any is cloned.
@@ -46,9 +47,10 @@ public sealed unsafe class FuseSession : IDisposable
     private bool _started;
     private bool _disposed;
 
-    // Changed by Interlocked: channels that wait for a request, and channels that have not ended.
-    private int _idle;
+    // Guarded by _growing: channels that have not ended.
     private int _live;
+
+    // Changed by Interlocked.
     private int _end = (int)FuseSessionEnd.Unmounted;
 
     /// <summary>A session on a new connection. The handle becomes the session's.</summary>
@@ -71,6 +73,7 @@ public sealed unsafe class FuseSession : IDisposable
         _connection = connection;
         _dispatcher = new Dispatcher(fileSystem, options);
         _mostThreads = options.Threads > 0 ? options.Threads : options.MaxThreads;
+        if (options.Threads == 0) _growth = new ChannelGrowth(() => _channels, TryAddChannel);
         foreach (SafeFileHandle device in devices)
         {
             var own = new FuseDevice(device);
@@ -120,6 +123,7 @@ public sealed unsafe class FuseSession : IDisposable
         {
             while (_channels.Length < threads) AddChannel();
         }
+        _growth?.Start();
         return _connection;
     }
 
@@ -184,28 +188,14 @@ public sealed unsafe class FuseSession : IDisposable
         {
             if (_disposed) return;
             _disposed = true;
-            if (Volatile.Read(ref _live) == 0) CloseDevices();
+            if (_live > 0) return;
+            CloseDevices();
+            _growth?.Dispose();
         }
     }
-
-    /// <summary>The time that the age of a request is told from.</summary>
-    internal long Now() => _options.Time.GetTimestamp();
-
-    /// <summary>A channel took a request. Where it was the last that waited, another is added (S2).</summary>
-    internal void RequestTaken()
-    {
-        if (Interlocked.Decrement(ref _idle) > 0 || _channels.Length >= _mostThreads) return;
-        lock (_growing)
-        {
-            if (Volatile.Read(ref _idle) <= 0 && _channels.Length < _mostThreads) AddChannel();
-        }
-    }
-
-    /// <summary>A channel is about to wait again.</summary>
-    internal void RequestDone() => Interlocked.Increment(ref _idle);
 
     /// <summary>A channel's thread is about to return.</summary>
-    internal void ChannelEnded(Channel channel)
+    private void ChannelEnded(Channel channel)
     {
         FuseSessionEnd end = channel.End switch
         {
@@ -224,16 +214,29 @@ public sealed unsafe class FuseSession : IDisposable
             if (_live > 0) return;
             if (_disposed) CloseDevices();
         }
+        _growth?.Dispose();
         _ended.Set();
+    }
+
+    private bool TryAddChannel()
+    {
+        lock (_growing)
+        {
+            // A session that has begun to end grows no more.
+            if (_channels.Length >= _mostThreads || _live < _channels.Length) return false;
+            AddChannel();
+            return _channels.Length < _mostThreads;
+        }
     }
 
     /// <summary>Called with _growing held.</summary>
     private void AddChannel()
     {
-        var channel = new Channel(this, NextDevice(), new ChannelBuffers(_options.MaxPayload), _dispatcher);
+        var buffers = new ChannelBuffers(_options.MaxPayload);
+        var channel = new Channel(NextDevice(), buffers, _dispatcher, _options.Time, _growth, ChannelEnded);
         _channels = [.. _channels, channel];
         _live++;
-        Interlocked.Increment(ref _idle);
+        _growth?.Added();
         new Thread(channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
     }
 

@@ -6,8 +6,8 @@ namespace QcowFs.Fuse;
 /// <summary>Settings of a <see cref="FuseSession"/>, fixed when it starts.</summary>
 public sealed record FuseSessionOptions
 {
-    /// <summary>Channel threads. 0: begin with two, and add one whenever all are busy and one of them has been held up, as far as
-    /// <see cref="MaxThreads"/>.</summary>
+    /// <summary>Channel threads. 0: begin with two, and add one whenever all are busy and requests are held up by something other than
+    /// computing, as far as <see cref="MaxThreads"/>.</summary>
     public int Threads { get; init; }
 
     /// <summary>Most threads that <see cref="Threads"/> = 0 grows to. It is also the depth at which a slow disk is driven.</summary>

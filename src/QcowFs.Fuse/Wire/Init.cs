@@ -40,4 +40,5 @@ internal struct InitOut
     public uint Unused2;
     public uint Unused3;
     public uint Unused4;
+    public uint Unused5;
 }

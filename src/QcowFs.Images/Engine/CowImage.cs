@@ -42,6 +42,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly long _blockMask;
     private readonly int _blockBits;
     private readonly Action<string>? _log;
+    private readonly Thread? _recovery;
     private int _timerArmed;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
@@ -65,6 +66,11 @@ internal sealed partial class CowImage : IDiskImage
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+        if (options.BackgroundRecovery && _map.Recovery is not null)
+        {
+            _recovery = new Thread(RecoverInBackground) { IsBackground = true, Name = "recovery" };
+            _recovery.Start();
+        }
     }
 
     public string Name => Info.Path;
@@ -145,6 +151,7 @@ internal sealed partial class CowImage : IDiskImage
             return;
         _closed = true;
         _commitTimer?.Dispose();
+        StopRecovery();
         try
         {
             if (_inUse)
@@ -166,6 +173,7 @@ internal sealed partial class CowImage : IDiskImage
     {
         _closed = true;
         _commitTimer?.Dispose();
+        StopRecovery();
         _map.Dispose();
         foreach (IStorage file in _parts.Files)
             file.Dispose();
@@ -238,6 +246,38 @@ internal sealed partial class CowImage : IDiskImage
             ArmCommitTimer();
     }
 
+    /// <summary>Runs the recovery on the caller's thread.</summary>
+    internal void Recover(Action<Action>? run = null)
+    {
+        BeginChange();
+        (run ?? _map.Recovery!.Run)(_commits.Run);
+        _log?.Invoke($"{Name}: {_map.Recovery!.Summary}");
+    }
+
+    private void RecoverInBackground()
+    {
+        try
+        {
+            Recover();
+        }
+        catch (Exception exception) when (exception is StorageException or ImageFormatException)
+        {
+            _log?.Invoke($"recovery stopped: {exception.Message}");
+        }
+        catch (InvariantException exception)
+        {
+            _parts.Latch.Fail($"{Name}: recovery stopped: {exception.Message}");
+        }
+    }
+
+    private void StopRecovery()
+    {
+        if (_recovery is null)
+            return;
+        _map.Recovery!.Stop();
+        _recovery.Join();
+    }
+
     private void CommitInBackground()
     {
         Volatile.Write(ref _timerArmed, 0);
@@ -252,6 +292,10 @@ internal sealed partial class CowImage : IDiskImage
             _log?.Invoke($"background commit: {exception.Message}");
             if (exception.IsOutOfSpace)
                 ArmCommitTimer();
+        }
+        catch (Exception exception) when (exception is ImageFormatException or InvariantException)
+        {
+            _parts.Latch.Fail($"{Name}: background commit: {exception.Message}");
         }
         catch (ObjectDisposedException) when (_closed)
         {
