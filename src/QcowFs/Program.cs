@@ -1,13 +1,18 @@
 // Entry point: finds the command, runs it, and turns whatever ends it into one line and an exit code.
 using QcowFs.CommandLine;
 using QcowFs.Commands;
+using QcowFs.Images;
 using QcowFs.Server;
 
 namespace QcowFs;
 
 internal static class Program
 {
-    private static readonly Command[] Commands = [MountCommand.Table, UmountCommand.Table, ListCommand.Table];
+    private static readonly Command[] Commands =
+    [
+        MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
+        CreateCommand.Table, MapCommand.Table,
+    ];
 
     private static int Main(string[] words)
     {
@@ -20,7 +25,12 @@ internal static class Program
             string line = "qcowfs: " + ErrorLine.For(fault);
             if (Launcher.IsServer) Launcher.ReportFailure(line);
             else Console.Error.WriteLine(line);
-            return fault is CommandFailure failure ? failure.ExitCode : ExitCode.Failed;
+            return fault switch
+            {
+                CommandFailure failure => failure.ExitCode,
+                ImageOptionException => ExitCode.WrongUsage,
+                _ => ExitCode.Failed,
+            };
         }
     }
 
