@@ -149,6 +149,7 @@ public sealed class SessionTests : IDisposable
         go.Set();
         for (int i = 0; i < most + 2; i++) Assert.Equal(16 + 2, _kernel.Receive().Length);
         Assert.Equal(most, session.ThreadCount);
+        Assert.True(SpinWait.SpinUntil(() => session.CopyRequestsInFlight(inFlight) == 0, HangLimit), "an answered request is still in the table");
         Assert.Equal(0, _kernel.Ask(FuseOpcode.Flush, 2, new Packet().Zeros(24)).Error);
     }
 
