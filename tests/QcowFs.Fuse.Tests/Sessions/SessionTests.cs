@@ -128,7 +128,7 @@ public sealed class SessionTests : IDisposable
         FuseSession session = Start(new FuseSessionOptions { MaxThreads = most });
         using var entered = new CountdownEvent(most);
         using var go = new ManualResetEventSlim();
-        _fileSystem.BeforeRead = () =>
+        _fileSystem.BeforeTransfer = () =>
         {
             if (entered.CurrentCount > 0) entered.Signal();
             Assert.True(go.Wait(HangLimit));
@@ -145,7 +145,7 @@ public sealed class SessionTests : IDisposable
         Assert.Equal(count, inFlight[..count].Select(request => request.Unique).Distinct().Count());
         Assert.Equal(2, session.CopyRequestsInFlight(new FuseRequestInFlight[2]));
 
-        _fileSystem.BeforeRead = null;
+        _fileSystem.BeforeTransfer = null;
         go.Set();
         for (int i = 0; i < most + 2; i++) Assert.Equal(16 + 2, _kernel.Receive().Length);
         Assert.Equal(most, session.ThreadCount);
@@ -167,7 +167,7 @@ public sealed class SessionTests : IDisposable
         const int outstanding = 8;
         FuseSession session = Start(new FuseSessionOptions { MaxThreads = 4 });
         using var never = new ManualResetEventSlim();
-        _fileSystem.BeforeRead = () => never.Wait(TimeSpan.FromMilliseconds(1));
+        _fileSystem.BeforeTransfer = () => never.Wait(TimeSpan.FromMilliseconds(1));
         byte[] request = Packet.Request(FuseOpcode.Read, 2, FileRequestTests.ReadBody(0, 2));
         for (int i = 0; i < outstanding; i++) _kernel.Send(request);
         // Ten thousand requests of a millisecond each: far more than growing needs, and an end if it does not come.
