@@ -35,7 +35,7 @@ bench: deps-bench build ## side by side with QEMU's FUSE export and a null FUSE 
 
 lint: sdk ## format, code style and analysers, all as errors
 	@$(DOTNET) format $(ROOT)/QcowFs.sln --verify-no-changes --severity warn
-	@$(DOTNET) build $(ROOT)/QcowFs.sln --no-incremental -v quiet '-clp:NoSummary;ErrorsOnly'
+	@$(DOTNET) build $(ROOT)/QcowFs.sln --no-incremental -v quiet
 
 deps: ## install the Debian packages that build and tests need, if any is missing
 	@$(ROOT)/packaging/deps.sh

@@ -10,7 +10,7 @@ dotnet=${DOTNET:-dotnet}
 home=$(dirname "$(readlink -f "$(command -v "$dotnet")")")
 
 set -- publish "$root/src/QcowFs/QcowFs.csproj" -c Release -o "$output" --no-self-contained --use-current-runtime \
-    -p:PublishDocumentationFiles=false -p:PublishReferencesDocumentationFiles=false -v quiet '-clp:NoSummary;ErrorsOnly'
+    -p:PublishDocumentationFiles=false -p:PublishReferencesDocumentationFiles=false -v quiet
 case $home in
     /usr/share/dotnet | /usr/lib/dotnet) ;;
     *)

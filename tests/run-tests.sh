@@ -9,7 +9,7 @@ set -uo pipefail
 
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 dotnet=${DOTNET:-dotnet}
-results=$root/build/test-results
+results=${QCOWFS_TEST_RESULTS:-$root/build/test-results}
 hang_limit=${QCOWFS_HANG_LIMIT:-20m}    # one test without an end
 project_limit=${QCOWFS_PROJECT_LIMIT:-90m}
 
@@ -134,7 +134,7 @@ finish() {
     [ "${#troubles[@]}" -eq 0 ] && exit 0
     exit 1
 }
-"$dotnet" build "$root/QcowFs.sln" -v quiet -clp:NoSummary\;ErrorsOnly </dev/null || {
+"$dotnet" build "$root/QcowFs.sln" -v quiet </dev/null || {
     printf '\nrun-tests: the build failed\n0 passed, 1 failed, 0 skipped\n'
     exit 1
 }

@@ -1,4 +1,4 @@
-// How images reach the host's files. The one implementation on real files is FileStorage's; tests give simulated ones, several
+// How images reach the host's files. The one implementation on real files is HostFileSystem; tests give simulated ones, several
 // under one fault plan.
 using QcowFs.Storage;
 
@@ -17,9 +17,21 @@ public enum HostAccess
     Create,
 }
 
-/// <summary>Opens host files by path. Thread-safe.</summary>
+/// <summary>Opens host files by path. Thread-safe. Faults are <see cref="StorageException"/>, and
+/// <see cref="ImageInUseException"/> where somebody else uses the file.</summary>
 public interface IHostFiles
 {
-    /// <summary>Opens a file or throws <see cref="StorageException"/>.</summary>
+    /// <summary>Opens a file that the user named.</summary>
     IStorage Open(string path, HostAccess access, bool directIo);
+
+    /// <summary>Opens a file that an image named, below <paramref name="directory"/>. No component of
+    /// <paramref name="relativePath"/> may leave the directory, be it by "..", by a symbolic link or by an absolute path, at whatever
+    /// moment someone changes the tree: <see cref="StorageException"/> with EXDEV.</summary>
+    IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo);
+
+    /// <summary>Makes a file's name durable: a new file survives a crash only after this and its own sync.</summary>
+    void SyncName(string path);
+
+    /// <summary>Removes a file that <see cref="HostAccess.Create"/> made and that could not be completed.</summary>
+    void Delete(string path);
 }

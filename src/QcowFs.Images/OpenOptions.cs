@@ -39,6 +39,9 @@ public sealed record OpenOptions
     /// <summary>How long metadata may stay dirty before a background thread commits it; zero: no background commit.</summary>
     public TimeSpan CommitInterval { get; init; } = TimeSpan.FromSeconds(5);
 
+    /// <summary>Whether what a crash left is put right by a background thread; tests run it themselves.</summary>
+    public bool BackgroundRecovery { get; init; } = true;
+
     /// <summary>Told one line for each thing a person may want to know (recovery, leaks collected, failure); may be null.</summary>
     public Action<string>? Log { get; init; }
 }

@@ -39,6 +39,14 @@ public sealed unsafe class AlignedBuffer : IDisposable
     /// <summary>All of the buffer.</summary>
     public Span<byte> Span => new(Pointer, Length);
 
+    /// <summary>Whether a span begins at a multiple of <paramref name="alignment"/>. Of the collector's memory that is true only
+    /// until the collector moves it.</summary>
+    public static bool IsAligned(ReadOnlySpan<byte> span, int alignment)
+    {
+        fixed (byte* pointer = span)
+            return (nuint)pointer % (nuint)alignment == 0;
+    }
+
     /// <summary>Frees the memory; a second call does nothing.</summary>
     public void Dispose()
     {

@@ -162,6 +162,48 @@ public static unsafe partial class Libc
     [LibraryImport(LibraryName, EntryPoint = "syscall", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial nint SyscallOpenAt2(nint number, nint directory, string path, OpenHow* how, nuint size);
 
+    /// <summary>One pread(2) into a span.</summary>
+    public static nint Pread(int fd, Span<byte> buffer, long offset)
+    {
+        fixed (byte* pointer = buffer)
+            return Pread(fd, pointer, (nuint)buffer.Length, offset);
+    }
+
+    /// <summary>One pwrite(2) from a span.</summary>
+    public static nint Pwrite(int fd, ReadOnlySpan<byte> buffer, long offset)
+    {
+        fixed (byte* pointer = buffer)
+            return Pwrite(fd, pointer, (nuint)buffer.Length, offset);
+    }
+
+    /// <summary>statx(2) of an open file.</summary>
+    public static int Statx(int fd, uint mask, out StatxData result)
+    {
+        fixed (StatxData* pointer = &result)
+            return Statx(fd, "", AT_EMPTY_PATH, mask, pointer);
+    }
+
+    /// <summary>statx(2) of what a path leads to.</summary>
+    public static int Statx(string path, uint mask, out StatxData result)
+    {
+        fixed (StatxData* pointer = &result)
+            return Statx(AT_FDCWD, path, 0, mask, pointer);
+    }
+
+    /// <summary>fcntl(2) with a lock structure.</summary>
+    public static int FcntlLock(int fd, int command, ref Flock fileLock)
+    {
+        fixed (Flock* pointer = &fileLock)
+            return FcntlLock(fd, command, pointer);
+    }
+
+    /// <summary>The logical sector size of a block device.</summary>
+    public static int BlockDeviceSectorSize(int fd, out int size)
+    {
+        fixed (int* pointer = &size)
+            return Ioctl(fd, BLKSSZGET, pointer);
+    }
+
     [StructLayout(LayoutKind.Sequential)]
     private struct OpenHow
     {

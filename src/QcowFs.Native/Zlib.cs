@@ -23,8 +23,8 @@ public static unsafe partial class Zlib
 
     /// <summary>
     /// Decodes a stream until it ends or <paramref name="destination"/> is full; bytes that follow are ignored. Gives the number of
-    /// bytes decoded, which is less than the destination where the stream ended or was cut off early, or -1 where it is malformed
-    /// or refers back further than the window.
+    /// bytes decoded, which is less than the destination where the stream ended or was cut off early, or -1 where it is malformed.
+    /// Since all output is still there, zlib accepts matches from further back than the window, too.
     /// </summary>
     public static int Inflate(ReadOnlySpan<byte> source, Span<byte> destination, int windowBits)
     {

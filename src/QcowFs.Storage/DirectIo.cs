@@ -6,12 +6,14 @@
 //   D3. A file may end inside a block. Reading there gives a short count; writing there makes the file too long for a moment, and
 //       it is cut afterwards. Until the cut nobody else may extend the file, so the range held goes on to infinity. A crash in
 //       between leaves zeros behind the end, less than a block of them.
+//   D4. A span over the collector's memory may be moved after it was found to be aligned; the kernel's EINVAL says so, and the
+//       request passes through the aligned buffer after all.
 using QcowFs.Native;
 
 namespace QcowFs.Storage;
 
 /// <summary>The transfers of one descriptor opened with O_DIRECT. Thread-safe.</summary>
-internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
+internal sealed class DirectIo(int fd, int unit, int memoryUnit)
 {
     private readonly RangeGate _gate = new();
 
@@ -21,10 +23,11 @@ internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
     /// <summary>Reads until the span is full or the file ends.</summary>
     public Errno Read(long offset, Span<byte> destination, out int done)
     {
-        fixed (byte* pointer = destination)
+        if (IsAligned(offset, destination))
         {
-            if (IsAligned(offset, destination.Length, pointer))
-                return FileTransfer.Read(fd, pointer, destination.Length, offset, unit, out done);
+            Errno result = FileTransfer.Read(fd, destination, offset, unit, out done);
+            if (result != Errno.EINVAL) // D4
+                return result;
         }
         AlignedBuffer bounce = BouncePool.Rent();
         try
@@ -41,16 +44,14 @@ internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
     public Errno Write(long offset, ReadOnlySpan<byte> source, ref long length)
     {
         long end = offset + source.Length;
-        fixed (byte* pointer = source)
+        if (IsAligned(offset, source))
         {
-            if (IsAligned(offset, source.Length, pointer))
-            {
-                using RangeGate.Ticket shared = _gate.Enter(offset, end, exclusive: false);
-                Errno result = FileTransfer.Write(fd, pointer, source.Length, offset, unit, out _);
-                if (result == Errno.None)
-                    Raise(ref length, end);
+            using RangeGate.Ticket shared = _gate.Enter(offset, end, exclusive: false);
+            Errno result = FileTransfer.Write(fd, source, offset, unit);
+            if (result == Errno.None)
+                Raise(ref length, end);
+            if (result != Errno.EINVAL) // D4
                 return result;
-            }
         }
         long blocksStart = offset / unit * unit;
         long blocksEnd = RoundUp(end);
@@ -118,12 +119,12 @@ internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
         long from = Math.Max(offset, at);
         long to = Math.Min(end, at + count);
         source[(int)(from - offset)..(int)(to - offset)].CopyTo(bounce.Span[(int)(from - at)..]);
-        return FileTransfer.Write(fd, bounce.Pointer, count, at, unit, out _);
+        return FileTransfer.Write(fd, bounce.Span[..count], at, unit);
     }
 
     private Errno LoadBlock(AlignedBuffer bounce, int index, long at)
     {
-        Errno result = FileTransfer.Read(fd, bounce.Pointer + index, unit, at + index, unit, out int got);
+        Errno result = FileTransfer.Read(fd, bounce.Span.Slice(index, unit), at + index, unit, out int got);
         bounce.Span.Slice(index + got, unit - got).Clear();
         return result;
     }
@@ -136,7 +137,7 @@ internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
             long from = offset + done;
             long at = from / unit * unit;
             int count = (int)Math.Min(BouncePool.BufferSize, RoundUp(offset + destination.Length) - at);
-            Errno result = FileTransfer.Read(fd, bounce.Pointer, count, at, unit, out int got);
+            Errno result = FileTransfer.Read(fd, bounce.Span[..count], at, unit, out int got);
             if (result != Errno.None)
                 return result;
             int skip = (int)(from - at);
@@ -152,8 +153,8 @@ internal sealed unsafe class DirectIo(int fd, int unit, int memoryUnit)
         return Errno.None;
     }
 
-    private bool IsAligned(long offset, int count, byte* pointer) =>
-        offset % unit == 0 && count % unit == 0 && (nuint)pointer % (nuint)memoryUnit == 0;
+    private bool IsAligned(long offset, ReadOnlySpan<byte> span) =>
+        offset % unit == 0 && span.Length % unit == 0 && AlignedBuffer.IsAligned(span, memoryUnit);
 
     private long RoundUp(long value) => (value + unit - 1) / unit * unit;
 }

@@ -12,7 +12,7 @@ namespace QcowFs.Storage;
 /// A regular file or block device. Thread-safe as <see cref="IStorage"/> says. <see cref="SetLength"/> to less than others are
 /// writing at that moment leaves the length undefined until both are done.
 /// </summary>
-public sealed unsafe class FileStorage : IStorage
+public sealed class FileStorage : IStorage, IExtentSource
 {
     // Below this, writing zeros beats the file system's transaction for changing the allocation.
     private const long SmallZeroes = 64 << 10;
@@ -76,24 +76,24 @@ public sealed unsafe class FileStorage : IStorage
             GroupId: facts.GroupId);
     }
 
-    /// <summary>Whether the host keeps data at <paramref name="offset"/>, which must be before the end, and how far the run of the
-    /// same kind goes. Where the host cannot tell, all is data.</summary>
+    /// <inheritdoc/>
+    /// <remarks>Where the host cannot tell, all is data.</remarks>
     public bool IsData(long offset, out long end)
     {
-        long length = Length;
+        end = Length;
+        if (offset >= end)
+            return false;
         long data = Libc.Lseek(_fd, offset, Libc.SEEK_DATA);
         if (data < 0)
-        {
-            end = length;
             return Libc.LastErrno != Errno.ENXIO;
-        }
         if (data > offset)
         {
-            end = Math.Min(data, length);
+            end = Math.Min(data, end);
             return false;
         }
         long hole = Libc.Lseek(_fd, offset, Libc.SEEK_HOLE);
-        end = hole < 0 ? length : Math.Min(hole, length);
+        if (hole >= 0)
+            end = Math.Min(hole, end);
         return true;
     }
 
@@ -101,17 +101,9 @@ public sealed unsafe class FileStorage : IStorage
     public void Read(long offset, Span<byte> destination)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(offset);
-        Errno result;
-        int done;
-        if (_direct != null)
-        {
-            result = _direct.Read(offset, destination, out done);
-        }
-        else
-        {
-            fixed (byte* pointer = destination)
-                result = FileTransfer.Read(_fd, pointer, destination.Length, offset, unit: 1, out done);
-        }
+        Errno result = _direct != null
+            ? _direct.Read(offset, destination, out int done)
+            : FileTransfer.Read(_fd, destination, offset, unit: 1, out done);
         if (result != Errno.None)
             throw new StorageException(result, "read", Name, offset, destination.Length);
         destination[done..].Clear();
@@ -131,8 +123,7 @@ public sealed unsafe class FileStorage : IStorage
         }
         else
         {
-            fixed (byte* pointer = source)
-                result = FileTransfer.Write(_fd, pointer, source.Length, offset, unit: 1, out _);
+            result = FileTransfer.Write(_fd, source, offset, unit: 1);
             if (result == Errno.None)
                 DirectIo.Raise(ref _length, offset + source.Length);
         }
@@ -290,10 +281,7 @@ public sealed unsafe class FileStorage : IStorage
 
     private StatxData Stat(uint mask)
     {
-        StatxData facts;
-        if (Libc.Statx(_fd, "", Libc.AT_EMPTY_PATH, mask, &facts) != 0)
-            throw new StorageException(Libc.LastErrno, "stat", Name);
-        return facts;
+        return Libc.Statx(_fd, mask, out StatxData facts) == 0 ? facts : throw new StorageException(Libc.LastErrno, "stat", Name);
     }
 
     private long CurrentLength(in StatxData facts)
@@ -306,10 +294,9 @@ public sealed unsafe class FileStorage : IStorage
 
     private int QuerySectorSize()
     {
-        int size;
-        if (Libc.Ioctl(_fd, Libc.BLKSSZGET, &size) != 0)
-            throw new StorageException(Libc.LastErrno, "query sector size", Name);
-        return size;
+        return Libc.BlockDeviceSectorSize(_fd, out int size) == 0
+            ? size
+            : throw new StorageException(Libc.LastErrno, "query sector size", Name);
     }
 
     private DirectIo OpenDirect(in StatxData facts)
@@ -335,7 +322,7 @@ public sealed unsafe class FileStorage : IStorage
         AlignedBuffer bounce = BouncePool.Rent();
         try
         {
-            return FileTransfer.Read(_fd, bounce.Pointer, 512, 0, 512, out _) == Errno.None ? 512 : AlignedBuffer.PageSize;
+            return FileTransfer.Read(_fd, bounce.Span[..512], 0, unit: 512, out _) == Errno.None ? 512 : AlignedBuffer.PageSize;
         }
         finally
         {

@@ -5,16 +5,16 @@ using QcowFs.Native;
 namespace QcowFs.Storage;
 
 /// <summary>Whole transfers on a descriptor. The outcome is a value; who calls knows what to say about it.</summary>
-internal static unsafe class FileTransfer
+internal static class FileTransfer
 {
-    /// <summary>Reads until <paramref name="count"/> bytes are there or the file ends. <paramref name="unit"/> is what each transfer
-    /// must be a multiple of: 1, or the alignment of direct I/O, to which then all three arguments are aligned.</summary>
-    public static Errno Read(int fd, byte* buffer, int count, long offset, int unit, out int done)
+    /// <summary>Reads until the buffer is full or the file ends. <paramref name="unit"/> is what each transfer must be a multiple of:
+    /// 1, or the alignment of direct I/O, to which then buffer, length and offset are aligned.</summary>
+    public static Errno Read(int fd, Span<byte> buffer, long offset, int unit, out int done)
     {
         done = 0;
-        while (done < count)
+        while (done < buffer.Length)
         {
-            nint got = Libc.Pread(fd, buffer + done, Ask(count, done, unit), offset + done);
+            nint got = Libc.Pread(fd, buffer.Slice(done, Ask(buffer.Length, done, unit)), offset + done);
             if (got < 0)
             {
                 if (Libc.LastErrno == Errno.EINTR)
@@ -29,13 +29,13 @@ internal static unsafe class FileTransfer
         return Errno.None;
     }
 
-    /// <summary>Writes all bytes. Where it fails, <paramref name="done"/> bytes have been written.</summary>
-    public static Errno Write(int fd, byte* buffer, int count, long offset, int unit, out int done)
+    /// <summary>Writes all bytes. Where it fails, some of them may have been written.</summary>
+    public static Errno Write(int fd, ReadOnlySpan<byte> buffer, long offset, int unit)
     {
-        done = 0;
-        while (done < count)
+        int done = 0;
+        while (done < buffer.Length)
         {
-            nint put = Libc.Pwrite(fd, buffer + done, Ask(count, done, unit), offset + done);
+            nint put = Libc.Pwrite(fd, buffer.Slice(done, Ask(buffer.Length, done, unit)), offset + done);
             if (put < 0)
             {
                 if (Libc.LastErrno == Errno.EINTR)
@@ -52,16 +52,16 @@ internal static unsafe class FileTransfer
     }
 
     // Debug builds ask for half first, so that every test walks through the loops above.
-    private static nuint Ask(int count, int done, int unit)
+    private static int Ask(int count, int done, int unit)
     {
         int rest = count - done;
 #if DEBUG
         int half = rest / 2 / unit * unit;
         if (done == 0 && half > 0)
-            return (nuint)half;
+            return half;
 #else
         _ = unit;
 #endif
-        return (nuint)rest;
+        return rest;
     }
 }

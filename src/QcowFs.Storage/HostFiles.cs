@@ -18,7 +18,7 @@ public enum StorageAccess
 }
 
 /// <summary>Opens host files. Thread-safe. Failures are <see cref="StorageException"/>.</summary>
-public static unsafe class HostFiles
+public static class HostFiles
 {
     // A rename elsewhere in the tree during the walk makes openat2 give up with EAGAIN; it says so, and a new walk is right.
     private const int BeneathAttempts = 32;
@@ -67,6 +67,19 @@ public static unsafe class HostFiles
             throw new StorageException(Libc.LastErrno, "sync", path);
     }
 
+    /// <summary>Removes a file's name. No fault where there is none.</summary>
+    public static void Delete(string path)
+    {
+        try
+        {
+            File.Delete(path);
+        }
+        catch (UnauthorizedAccessException)
+        {
+            throw new StorageException(Errno.EACCES, "delete", path);
+        }
+    }
+
     private const uint CreationMode = 0x1b6; // 0666, cut by the umask
 
     // O_NONBLOCK: opening a FIFO or a terminal that a name leads to must not hang before its type can be seen and refused.
@@ -101,8 +114,7 @@ public static unsafe class HostFiles
 
     private static void RequireFileOrDevice(int fd, string name)
     {
-        StatxData facts;
-        if (Libc.Statx(fd, "", Libc.AT_EMPTY_PATH, Libc.STATX_BASIC_STATS, &facts) != 0)
+        if (Libc.Statx(fd, Libc.STATX_BASIC_STATS, out StatxData facts) != 0)
             throw new StorageException(Libc.LastErrno, "stat", name);
         int type = facts.Mode & Libc.S_IFMT;
         if (type == Libc.S_IFDIR)

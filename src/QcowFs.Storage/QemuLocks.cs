@@ -32,7 +32,7 @@ public sealed record LockConflict(string Permission, int? HolderPid, string? Hol
 }
 
 /// <summary>QEMU's image locks on an open file. They last until the file is closed or <see cref="Release"/>.</summary>
-public static unsafe class QemuLocks
+public static class QemuLocks
 {
     private const int UsedBase = 100;
     private const int NotSharedBase = 200;
@@ -98,19 +98,19 @@ public static unsafe class QemuLocks
     private static void Set(FileStorage file, long at, short type)
     {
         var request = new Flock { Type = type, Whence = Libc.SEEK_SET, Start = at, Length = 1 };
-        Call(file, Libc.F_OFD_SETLK, &request);
+        Call(file, Libc.F_OFD_SETLK, ref request);
     }
 
     private static bool WouldLock(FileStorage file, long at)
     {
         var request = new Flock { Type = Libc.F_WRLCK, Whence = Libc.SEEK_SET, Start = at, Length = 1 };
-        Call(file, Libc.F_OFD_GETLK, &request);
+        Call(file, Libc.F_OFD_GETLK, ref request);
         return request.Type == Libc.F_UNLCK;
     }
 
-    private static void Call(FileStorage file, int command, Flock* request)
+    private static void Call(FileStorage file, int command, ref Flock request)
     {
-        while (Libc.FcntlLock((int)file.Handle.DangerousGetHandle(), command, request) != 0)
+        while (Libc.FcntlLock((int)file.Handle.DangerousGetHandle(), command, ref request) != 0)
         {
             if (Libc.LastErrno != Errno.EINTR)
                 throw new StorageException(Libc.LastErrno, "lock", file.Name);
@@ -167,13 +167,10 @@ public static unsafe class QemuLocks
     }
 
     // The device in the lock's line is the superblock's, which some file systems (btrfs) hide from stat.
-    private static bool IsSameFile(string link, in FileFacts facts)
-    {
-        StatxData other;
-        return Libc.Statx(Libc.AT_FDCWD, link, 0, Libc.STATX_BASIC_STATS, &other) == 0
+    private static bool IsSameFile(string link, in FileFacts facts) =>
+        Libc.Statx(link, Libc.STATX_BASIC_STATS, out StatxData other) == 0
             && other.Inode == facts.Inode
             && (((ulong)other.DeviceMajor << 32) | other.DeviceMinor) == facts.Device;
-    }
 
     private static string? CommandOf(int pid)
     {

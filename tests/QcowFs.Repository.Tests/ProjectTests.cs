@@ -22,6 +22,7 @@ public sealed class ProjectTests
         ]),
     };
 
+    /// <summary>Those that hand buffers to the kernel.</summary>
     private static readonly string[] UnsafeProjects = ["QcowFs.Fuse", "QcowFs.Native"];
 
     private static readonly string[] TopLevel =

@@ -42,6 +42,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly long _blockMask;
     private readonly int _blockBits;
     private readonly Action<string>? _log;
+    private readonly Thread? _recovery;
     private int _timerArmed;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
@@ -65,6 +66,11 @@ internal sealed partial class CowImage : IDiskImage
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+        if (options.BackgroundRecovery && _map.Recovery is not null)
+        {
+            _recovery = new Thread(RecoverInBackground) { IsBackground = true, Name = "recovery" };
+            _recovery.Start();
+        }
     }
 
     public string Name => Info.Path;
@@ -134,9 +140,9 @@ internal sealed partial class CowImage : IDiskImage
 
         // A commit in progress has already cleared the marks of what it is about to make durable, and sets them again before it
         // ends when it fails: so the marks are read before and after.
-        if (!IsDirty && !_commits.IsRunning && !IsDirty && Failure is null)
-            return;
-        _commits.Run();
+        if (IsDirty || _commits.IsRunning || IsDirty)
+            _commits.Run();
+        ThrowIfFailed("sync");
     }
 
     public void Close()
@@ -145,6 +151,7 @@ internal sealed partial class CowImage : IDiskImage
             return;
         _closed = true;
         _commitTimer?.Dispose();
+        StopRecovery();
         try
         {
             if (_inUse)
@@ -153,8 +160,11 @@ internal sealed partial class CowImage : IDiskImage
                 do
                     _commits.Run();
                 while (_map.IsDirty);
+                ThrowIfFailed("close");
                 _map.EndUse();
             }
+
+            ThrowIfFailed("close");
         }
         finally
         {
@@ -166,6 +176,7 @@ internal sealed partial class CowImage : IDiskImage
     {
         _closed = true;
         _commitTimer?.Dispose();
+        StopRecovery();
         _map.Dispose();
         foreach (IStorage file in _parts.Files)
             file.Dispose();
@@ -238,6 +249,38 @@ internal sealed partial class CowImage : IDiskImage
             ArmCommitTimer();
     }
 
+    /// <summary>Runs the recovery on the caller's thread.</summary>
+    internal void Recover(Action<Action>? run = null)
+    {
+        BeginChange();
+        (run ?? _map.Recovery!.Run)(_commits.Run);
+        _log?.Invoke($"{Name}: {_map.Recovery!.Summary}");
+    }
+
+    private void RecoverInBackground()
+    {
+        try
+        {
+            Recover();
+        }
+        catch (Exception exception) when (exception is StorageException or ImageFormatException)
+        {
+            _log?.Invoke($"recovery stopped: {exception.Message}");
+        }
+        catch (InvariantException exception)
+        {
+            _parts.Latch.Fail($"{Name}: recovery stopped: {exception.Message}");
+        }
+    }
+
+    private void StopRecovery()
+    {
+        if (_recovery is null)
+            return;
+        _map.Recovery!.Stop();
+        _recovery.Join();
+    }
+
     private void CommitInBackground()
     {
         Volatile.Write(ref _timerArmed, 0);
@@ -252,6 +295,10 @@ internal sealed partial class CowImage : IDiskImage
             _log?.Invoke($"background commit: {exception.Message}");
             if (exception.IsOutOfSpace)
                 ArmCommitTimer();
+        }
+        catch (Exception exception) when (exception is ImageFormatException or InvariantException)
+        {
+            _parts.Latch.Fail($"{Name}: background commit: {exception.Message}");
         }
         catch (ObjectDisposedException) when (_closed)
         {
@@ -273,6 +320,12 @@ internal sealed partial class CowImage : IDiskImage
             // Close commits by itself.
             return;
         }
+    }
+
+    private void ThrowIfFailed(string operation)
+    {
+        if (Failure is not null)
+            throw new StorageException(Errno.EIO, $"{operation} after an earlier failure", Name);
     }
 
     private void ThrowIfReadOnly(string operation)

@@ -15,6 +15,19 @@ internal readonly record struct BlockMapTraits(int BlockSize, int SubBlockSize);
 /// <param name="InPlace">The space belongs to the block already (it was allocated but not in use).</param>
 internal readonly record struct Reservation(long Start, long End, long Host, bool ReadsAsZero, bool InPlace);
 
+/// <summary>Work that a crash left, done in the background.</summary>
+internal interface IRecovery : IDisposable
+{
+    /// <summary>One line for a person about what was done. Valid after <see cref="Run"/>.</summary>
+    string Summary { get; }
+
+    /// <summary>Does the work, on a thread of its own.</summary>
+    void Run(Action commit);
+
+    /// <summary>Asks <see cref="Run"/> to end soon; the next mount goes on.</summary>
+    void Stop();
+}
+
 /// <summary>Where the blocks of one image live. Lookup may be called from any thread at any time; the changing members by one
 /// thread at a time for a given block (the engine's range lock), by many for different blocks.</summary>
 internal interface IBlockMap : IDisposable
@@ -60,6 +73,9 @@ internal interface IBlockMap : IDisposable
     /// metadata is dirty.</param>
     /// <returns>Whether metadata was written.</returns>
     bool Commit(bool dataDirty);
+
+    /// <summary>What an earlier crash left to be put right while the image is in use, or null.</summary>
+    IRecovery? Recovery { get; }
 
     /// <summary>Ends the use of the image after the last commit: gives unused space back and clears the in-use mark.</summary>
     void EndUse();

@@ -9,7 +9,7 @@ namespace QcowFs.Images.Qcow2;
 internal sealed class CompressedClusters(IStorage file, Qcow2Header header)
 {
     // QEMU writes with a window of 4 KiB; other writers use up to 32 KiB, which any decoder of that size reads.
-    private const int DeflateWindowBits = -15;
+    private const int DeflateWindowBits = Zlib.LargestWindowBits;
 
     /// <summary>Decompresses the cluster that an L2 entry's low 62 bits describe into <paramref name="cluster"/>, all of it.</summary>
     public void Decompress(long descriptor, Span<byte> cluster)

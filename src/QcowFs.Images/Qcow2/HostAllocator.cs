@@ -6,6 +6,7 @@
 // A2. A run that is marked as zero reads as zeros: it was never written, or was punched before it was freed (I3).
 // A3. The tail is handed out only as far as host space has been reserved for it, so that ENOSPC reaches the guest here and not a
 //     commit (I7).
+//     Before that, the tail skips what a crash may have left counted past the end of the file.
 // A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
 //
 // Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
@@ -29,6 +30,9 @@ internal interface IFreeClusterSource
     /// <summary>Reports free runs from <paramref name="first"/> on, below <paramref name="limit"/>, and where to go on: at least
     /// one cluster further. Runs <paramref name="accept"/> under the lock that guards reference counts.</summary>
     void FindFree(long first, long limit, Action<IReadOnlyList<ClusterRun>, long> accept);
+
+    /// <summary>One past the last cluster from <paramref name="first"/> on that has references, else <paramref name="first"/>.</summary>
+    long EndOfReferences(long first);
 }
 
 /// <summary>The free space of one image file. Thread-safe.</summary>
@@ -56,6 +60,7 @@ internal sealed class HostAllocator
     private long _tail;
     private long _reservedEnd;
     private long _chunk = FirstChunk;
+    private bool _tailChecked;
 
     public HostAllocator(IStorage file, int clusterBits, IFreeClusterSource source)
     {
@@ -207,6 +212,7 @@ internal sealed class HostAllocator
         full = null;
         lock (_growth)
         {
+            CheckTail();
             long end;
             lock (_lock)
             {
@@ -240,6 +246,22 @@ internal sealed class HostAllocator
                 _reservedEnd = end + chunk;
             return true;
         }
+    }
+
+    /// <summary>Moves the tail past clusters that are counted although the file ends before them: the file's length was lost in a
+    /// crash, its counts were not. Under the growth lock, before the tail is first used.</summary>
+    private void CheckTail()
+    {
+        if (_tailChecked)
+            return;
+        long end = _source.EndOfReferences(_tail);
+        lock (_lock)
+        {
+            _reservedEnd = end;
+            Volatile.Write(ref _tail, end);
+        }
+
+        _tailChecked = true;
     }
 
     private void Insert(ClusterRun run)

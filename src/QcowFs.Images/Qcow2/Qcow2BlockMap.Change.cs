@@ -106,7 +106,10 @@ internal sealed partial class Qcow2BlockMap
         long firstBlock = offset & ~_clusterMask;
         using PinnedPages pins = new(_cache);
         pins.AddRange(TableEntryOffset(firstBlock), 0);
-        if (_external && _header.DataFileIsRaw)
+
+        // An external file keeps a guest block's place for ever, so its space is punched at once: until the mapping's removal is
+        // durable the block reads as zeros either way, and a raw external file must read as the guest does.
+        if (_external)
             _data.Discard(offset, Math.Min(end, _header.VirtualSize) - offset);
         lock (_cache.Gate)
         {
@@ -144,10 +147,9 @@ internal sealed partial class Qcow2BlockMap
             long from = stream.Offset & ~_clusterMask;
             _state.Remove(new Removal(from, ((stream.End + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));
         }
-        else if (old.Entry.HasHostCluster && (!next.Entry.HasHostCluster || next.Entry.HostOffset != old.Entry.HostOffset))
+        else if (!_external && old.Entry.HasHostCluster && (!next.Entry.HasHostCluster || next.Entry.HostOffset != old.Entry.HostOffset))
         {
-            RemovalKind kind = _external ? RemovalKind.ExternalData : RemovalKind.Data;
-            _state.Remove(new Removal(old.Entry.HostOffset.Value, _clusterMask + 1, kind));
+            _state.Remove(new Removal(old.Entry.HostOffset.Value, _clusterMask + 1, RemovalKind.Data));
         }
     }
 

@@ -24,6 +24,7 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
     private readonly CompressedBlockCache _compressed;
     private readonly Qcow2State _state;
     private readonly Qcow2Commit _commit;
+    private readonly LeakCollector? _collector;
     private readonly Qcow2Space _space;
     private readonly int _clusterBits;
     private readonly long _clusterMask;
@@ -32,15 +33,19 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
     private readonly int _tableBits;
     private readonly bool _extended;
 
-    public Qcow2BlockMap(Qcow2Parts parts, Qcow2State state, Qcow2Commit commit, bool hasBacking)
+    /// <param name="parts">The image's parts.</param>
+    /// <param name="state">What is shared with the commit.</param>
+    /// <param name="collector">Collects what a crash left, or null.</param>
+    public Qcow2BlockMap(Qcow2Parts parts, Qcow2State state, LeakCollector? collector)
     {
         _header = parts.Header;
         _file = state.File;
         _data = state.Data;
         _external = parts.DataFile is not null;
-        _hasBacking = hasBacking;
+        _hasBacking = parts.Backing is not null;
         _state = state;
-        _commit = commit;
+        _commit = new Qcow2Commit(state);
+        _collector = collector;
         _cache = state.Cache;
         _clusterBits = _header.ClusterBits;
         _clusterMask = _header.ClusterSize - 1L;
@@ -92,12 +97,11 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
 
     public void BeginUse() => _commit.BeginUse();
 
-    public void EndUse() => _commit.EndUse();
+    public IRecovery? Recovery => _collector;
 
-    public void Dispose()
-    {
-        // The files are the image's; the map holds memory only.
-    }
+    public void EndUse() => _commit.EndUse(recovered: _collector is null || _collector.IsComplete);
+
+    public void Dispose() => _collector?.Dispose();
 
     /// <summary>What a look at a page found. A problem is believed only when the page did not change meanwhile.</summary>
     private readonly record struct Scan(Extent Extent, string? Problem, ulong Entry)

@@ -223,6 +223,9 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     void IReferenceVisitor.Broken(string kind, string structure, long offset, string message, string repair) =>
         _findings.Corruption(kind, structure, offset, message, repair);
 
+    void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message) =>
+        _findings.Unchecked(kind, structure, offset, message);
+
     void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry) =>
         CheckCopied("L1 table", entryOffset, entry.TableOffset, entry.Copied, "L2 table");
 

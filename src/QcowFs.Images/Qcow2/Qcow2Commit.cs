@@ -76,7 +76,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     }
 
     /// <summary>Ends a session after its last commit: cuts unused space off the tail and clears the in-use mark.</summary>
-    public void EndUse()
+    /// <param name="recovered">Whether what an earlier crash left has been collected; otherwise the mark stays.</param>
+    public void EndUse(bool recovered)
     {
         lock (_useLock)
         {
@@ -88,7 +89,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
             }
 
             if (state.Header.Version >= 3)
-                WriteAutoclear(state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData);
+                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData)
+                    | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
             _inUse = false;
         }
     }
@@ -233,22 +235,14 @@ internal sealed class Qcow2Commit(Qcow2State state)
         state.Epoch.Synchronize(); // I6
         if (removals.Exists(removal => removal.Kind == RemovalKind.Compressed))
             state.Compressed.Clear();
-        while (removals.Count > 0)
+        for (int i = removals.Count - 1; i >= 0; i--)
         {
-            Removal removal = removals[^1];
-            if (removal.Kind == RemovalKind.ExternalData)
-                PunchExternal(removal);
-            else
-                Lower(removal);
-            removals.RemoveAt(removals.Count - 1);
+            // While leaks are being counted, metadata blocks stay (LeakCollector, L3).
+            if (removals[i].Kind == RemovalKind.Metadata && state.Refcounts.Touched is not null)
+                continue;
+            Lower(removals[i]);
+            removals.RemoveAt(i);
         }
-    }
-
-    private void PunchExternal(Removal removal)
-    {
-        long length = Math.Min(removal.Length, state.Data.Length - removal.Offset);
-        if (length > 0)
-            state.Data.Discard(removal.Offset, length);
     }
 
     private void Lower(Removal removal)

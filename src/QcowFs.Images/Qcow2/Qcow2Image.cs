@@ -34,7 +34,11 @@ internal static class Qcow2Image
 
         // Recovery and trust begin with a sync: a process that died may have left bytes that could still vanish (I8).
         if (options.Writable)
+        {
             parts.File.Sync();
+            parts.DataFile?.Sync();
+        }
+
         FailureLatch latch = new(options.Log);
         IStorage file = new LatchedStorage(parts.File, latch);
         IStorage data = parts.DataFile is null ? file : new LatchedStorage(parts.DataFile, latch);
@@ -57,10 +61,11 @@ internal static class Qcow2Image
             Allocator = options.Writable ? new HostAllocator(file, header.ClusterBits, refcounts) : null,
             FileClustersAtOpen = clusters,
         };
-        Qcow2BlockMap map = new(parts, state, new Qcow2Commit(state), parts.Backing is not null);
+        bool crashed = options.Writable && header.AutoclearFeatures.HasFlag(AutoclearFeatures.InUse);
+        Qcow2BlockMap map = new(parts, state, crashed ? new LeakCollector(state, file) : null);
         IReadOnlyList<IStorage> files = parts.DataFile is null ? [file] : [file, data];
         CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch);
-        return new CowImage(image, InfoOf(parts), options);
+        return new CowImage(image, InfoOf(parts, crashed), options);
     }
 
     private static ResidentTable LoadCountTable(Qcow2Parts parts)
@@ -85,7 +90,7 @@ internal static class Qcow2Image
             "the file is cut short; restore it from a copy");
     }
 
-    private static ImageInfo InfoOf(Qcow2Parts parts) => new()
+    private static ImageInfo InfoOf(Qcow2Parts parts, bool crashed) => new()
     {
         Path = parts.File.Name,
         Format = "qcow2",
@@ -94,5 +99,6 @@ internal static class Qcow2Image
         BackingName = parts.Header.BackingName,
         BackingFormat = parts.Header.BackingFormat,
         Backing = parts.Backing?.Info,
+        Recovery = crashed ? "the last writer did not end properly; leaked clusters are being collected" : null,
     };
 }

@@ -153,7 +153,7 @@ internal sealed class Qcow2Space(Qcow2State state)
 
     private void EnsureBlocks(long first, long count)
     {
-        for (long cluster = first; cluster < first + count; cluster = NextBlock(cluster))
+        for (long cluster = first; cluster < first + count; cluster = Counts.BlockEnd(cluster))
         {
             if (Counts.HasBlock(cluster))
                 continue;
@@ -161,8 +161,6 @@ internal sealed class Qcow2Space(Qcow2State state)
                 CreateBlock(cluster);
         }
     }
-
-    private long NextBlock(long cluster) => ((cluster / state.Header.RefcountsPerBlock) + 1) * state.Header.RefcountsPerBlock;
 
     /// <summary>Creates the refcount block that counts a cluster. The block is counted by itself or by one that exists first.</summary>
     private void CreateBlock(long cluster)
@@ -229,7 +227,7 @@ internal sealed class Qcow2Space(Qcow2State state)
     {
         ResidentTable table = old.Relocate(run.First << _clusterBits, checked((int)((tableClusters << _clusterBits) / 8)));
         long used = tableClusters;
-        for (long cluster = run.First; cluster < run.First + used; cluster = NextBlock(cluster))
+        for (long cluster = run.First; cluster < run.First + used; cluster = Counts.BlockEnd(cluster))
         {
             int index = Counts.BlockIndex(cluster);
             if (!new RefcountTableEntry(table[index]).IsAllocated)

@@ -16,9 +16,6 @@ internal enum RemovalKind
 
     /// <summary>The clusters that a compressed stream touches.</summary>
     Compressed,
-
-    /// <summary>A range of the external data file, which is not counted.</summary>
-    ExternalData,
 }
 
 /// <summary>A reference that the maps no longer hold, to be given up once that is durable.</summary>
@@ -85,6 +82,7 @@ internal sealed class Qcow2State
     /// <summary>Notes a removal, merged with the one before where it continues it. Call under the gate.</summary>
     public void Remove(Removal removal)
     {
+        Refcounts.Touched?.Touch(removal.Offset >> Header.ClusterBits, (removal.Offset + removal.Length) >> Header.ClusterBits);
         if (_removals.Count > 0)
         {
             Removal last = _removals[^1];

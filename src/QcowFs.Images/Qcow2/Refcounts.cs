@@ -32,6 +32,9 @@ internal sealed class Refcounts : IFreeClusterSource
         set => Volatile.Write(ref _table, value);
     }
 
+    /// <summary>Where changed clusters are noted while leaks are looked for, else null. Guarded by the gate.</summary>
+    public TouchedClusters? Touched { get; set; }
+
     /// <summary>The highest count that fits the image's width.</summary>
     public ulong Max => _header.MaxRefcount;
 
@@ -77,6 +80,9 @@ internal sealed class Refcounts : IFreeClusterSource
         return ((cluster / perPage) + 1) * perPage;
     }
 
+    /// <summary>The first cluster that another refcount block counts.</summary>
+    public long BlockEnd(long cluster) => ((cluster >> _blockBits) + 1) << _blockBits;
+
     /// <summary>Reads a count from its page.</summary>
     public ulong Get(MetadataPage page, long cluster) => RefcountEncoding.Get(page.Bytes, IndexOnPage(cluster), _order);
 
@@ -84,6 +90,7 @@ internal sealed class Refcounts : IFreeClusterSource
     public void Set(MetadataPage page, long cluster, ulong count)
     {
         Invariant.Require(count <= Max, "a count stays within the image's width");
+        Touched?.Touch(cluster, cluster + 1);
         RefcountEncoding.Set(page.Bytes, IndexOnPage(cluster), _order, count);
     }
 
@@ -97,6 +104,7 @@ internal sealed class Refcounts : IFreeClusterSource
             {
                 Invariant.Require(Get(page, cluster) == 0, "a cluster that is handed out has no references");
                 Set(page, cluster, 1);
+                Touched?.HandOut(cluster);
             }
         }
         finally
@@ -110,7 +118,7 @@ internal sealed class Refcounts : IFreeClusterSource
     {
         if (!HasBlock(first))
         {
-            long end = Math.Min(limit, ((first >> _blockBits) + 1) << _blockBits);
+            long end = Math.Min(limit, BlockEnd(first));
             lock (_cache.Gate)
                 accept(HasBlock(first) ? [] : [new ClusterRun(first, end - first, ReadsAsZero: false)], HasBlock(first) ? first : end);
             return;
@@ -140,6 +148,35 @@ internal sealed class Refcounts : IFreeClusterSource
         {
             _cache.Unpin(page);
         }
+    }
+
+    /// <inheritdoc/>
+    public long EndOfReferences(long first)
+    {
+        long end = first;
+        long limit = (long)Table.Length << _blockBits;
+        for (long cluster = first; cluster < limit;)
+        {
+            if (!HasBlock(cluster))
+            {
+                cluster = BlockEnd(cluster);
+                continue;
+            }
+
+            using PinnedPages pins = new(_cache);
+            MetadataPage page = pins.Add(PageOffset(cluster));
+            long pageEnd = Math.Min(limit, PageEnd(cluster));
+            lock (_cache.Gate)
+            {
+                for (; cluster < pageEnd; cluster++)
+                {
+                    if (Get(page, cluster) != 0)
+                        end = cluster + 1;
+                }
+            }
+        }
+
+        return end;
     }
 
     private int IndexOnPage(long cluster) => (int)(cluster & ((((long)_cache.PageSize << 3) >> _order) - 1));

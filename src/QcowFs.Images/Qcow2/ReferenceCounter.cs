@@ -17,6 +17,9 @@ internal interface IReferenceVisitor
     /// <summary>A rule is broken. Each is told once, in the first window only.</summary>
     void Broken(string kind, string structure, long offset, string message, string repair);
 
+    /// <summary>A structure cannot be understood, so that what it refers to is unknown. Told once.</summary>
+    void Unreadable(string kind, string structure, long offset, string message);
+
     /// <summary>An entry of the active L1 table that names an L2 table in the file. Told in every window.</summary>
     void ActiveTable(long entryOffset, L1Entry entry);
 
@@ -157,7 +160,10 @@ internal sealed class ReferenceCounter
     {
         ulong offset = raw & Qcow2Bitmap.EntryOffsetMask;
         if ((raw & Qcow2Bitmap.EntryReservedMask) != 0 || (offset != 0 && (raw & 1) != 0))
-            Broken("reserved-bits", BitmapTable, entryOffset, $"entry 0x{raw:x16} has reserved bits set", "none");
+        {
+            if (_first)
+                _visitor?.Unreadable("bitmap-table", BitmapTable, entryOffset, $"entry 0x{raw:x16} has reserved bits set");
+        }
         else if (offset != 0)
             CountCluster(BitmapTable, entryOffset, (long)offset, "bitmap data cluster", weight, "none");
     }

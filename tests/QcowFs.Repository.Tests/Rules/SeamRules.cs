@@ -19,6 +19,7 @@ internal static class SeamRules
         ["src/QcowFs.Storage/HostFiles.cs"] = "opens the files that FileStorage serves",
         ["src/QcowFs.Storage/FileTransfer.cs"] = "FileStorage's loops over short transfers",
         ["src/QcowFs.Storage/DirectIo.cs"] = "FileStorage's direct mode",
+        ["src/QcowFs.Storage/QemuLocks.cs"] = "locks the files that FileStorage serves, and finds in /proc who holds a lock",
     };
 
     private static readonly string[] AsyncTypes = ["Task", "ValueTask", "TaskCompletionSource", "IAsyncEnumerable", "IAsyncDisposable", "ThreadPool", "Parallel"];

@@ -113,6 +113,18 @@ public sealed class SimulatedDisk : IHostFiles
     IStorage IHostFiles.Open(string path, HostAccess access, bool directIo) =>
         access == HostAccess.Create ? Create(path) : Open(path, readOnly: access != HostAccess.Write);
 
+    IStorage IHostFiles.OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
+        ((IHostFiles)this).Open(directory == "." ? relativePath : Path.Join(directory, relativePath), access, directIo);
+
+    // Names are not modelled: a created storage is there.
+    void IHostFiles.SyncName(string path) => RequireOn();
+
+    void IHostFiles.Delete(string path)
+    {
+        lock (Gate)
+            _files.Remove(path);
+    }
+
     /// <summary>The content of a storage as the running system sees it, without a call being counted.</summary>
     public byte[] Content(string name)
     {

@@ -1,0 +1,46 @@
+# Completion for qcowfs in bash.
+
+_qcowfs() {
+    local commands='mount umount list info inspect check create map'
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+    local command=${COMP_WORDS[1]}
+    COMPREPLY=()
+
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "$commands --help --version" -- "$current")
+        return
+    fi
+
+    case $previous in
+        -f | --format | -F)
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 raw' -- "$current")
+            return
+            ;;
+        -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
+    esac
+
+    local options=--help
+    case $command in
+        mount)
+            options="$options -w --writable -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+                --cache= --threads --direct-io= --log= --foreground --nonempty"
+            ;;
+        umount)
+            options="$options --lazy --json"
+            if [ "${current#-}" = "$current" ]; then
+                mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.qcowfs" { print $2 }' /proc/mounts)" -- "$current")
+                return
+            fi
+            ;;
+        info) options="$options --chain --json" ;;
+        list | inspect | check | map) options="$options --json" ;;
+        create) options="$options -f -o -b -F" ;;
+    esac
+
+    case $current in
+        -*) mapfile -t COMPREPLY < <(compgen -W "$options" -- "$current") ;;
+        *) compopt -o default ;;
+    esac
+}
+
+complete -F _qcowfs qcowfs

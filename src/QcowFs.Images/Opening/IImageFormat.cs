@@ -1,0 +1,80 @@
+// What the opener asks of a format, and the one list of formats there are.
+using QcowFs.Images.Qcow2;
+using QcowFs.Images.Raw;
+using QcowFs.Storage;
+
+namespace QcowFs.Images;
+
+/// <summary>An image format. Stateless.</summary>
+internal interface IImageFormat
+{
+    /// <summary>The name that users and images state it by.</summary>
+    string Name { get; }
+
+    /// <summary>Whether a file that begins with these bytes is of this format.</summary>
+    bool Recognises(ReadOnlySpan<byte> start);
+
+    /// <summary>Reads and checks what describes the image. The file stays the caller's. Faults:
+    /// <see cref="ImageFormatException"/>, <see cref="StorageException"/>.</summary>
+    IImageLayer Read(IStorage file);
+
+    /// <summary>Judges a request for a new image before any file is made. Faults: <see cref="ImageOptionException"/>.</summary>
+    IImageBlueprint Design(ImageRequest request, CreateOptions options);
+}
+
+/// <summary>A new image of which all is decided.</summary>
+internal interface IImageBlueprint
+{
+    /// <summary>Name of an external data file, seen from the image's directory, that must be made too; or null.</summary>
+    string? DataFileName { get; }
+
+    /// <summary>Writes the image into empty files and makes their content durable. A crash before this returns leaves no file that
+    /// would be taken for an image.</summary>
+    void Build(IStorage file, IStorage? dataFile);
+}
+
+/// <summary>One image file whose description was understood, not yet an open disk.</summary>
+internal interface IImageLayer
+{
+    /// <summary>The names of other files that the image needs.</summary>
+    IReadOnlyList<NamedReference> References { get; }
+
+    /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
+    void RequireOpenable(bool writable);
+
+    /// <summary>Makes the disk image, which owns the file and both parameters from then on, also when this throws.</summary>
+    IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options);
+
+    /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
+    ImageFileFacts Describe();
+
+    /// <summary>Checks the image's consistency without changing it.</summary>
+    CheckReport Check();
+}
+
+internal static class ImageFormats
+{
+    private const int LongestMagic = 512;
+
+    /// <summary>Every format, in the order of probing.</summary>
+    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new RawFormat()];
+
+    /// <summary>The format of that name, or null.</summary>
+    public static IImageFormat? Find(string name) => All.FirstOrDefault(f => f.Name == name);
+
+    /// <summary>The format whose magic number the file begins with, or null. A known magic of a format that is not built in is an
+    /// <see cref="ImageFormatException"/>: taken for raw, its container would be served as the disk.</summary>
+    public static IImageFormat? Probe(IStorage file)
+    {
+        byte[] start = new byte[Math.Min(LongestMagic, file.Length)];
+        file.Read(0, start);
+        IImageFormat? format = All.FirstOrDefault(f => f.Recognises(start));
+        if (format is null && ForeignFormats.Name(start) is { } foreign)
+        {
+            throw new ImageFormatException(file.Name, "format", 0, $"the file looks like {foreign}, which cannot be opened",
+                "convert it with qemu-img convert");
+        }
+
+        return format;
+    }
+}

@@ -1,0 +1,217 @@
+// Gives back what a crash of ours left counted but unused, in the background, while the image is in use (I9).
+//
+// L1. A window of host clusters at a time: from its start on every cluster of it whose count or mapping changes is marked as touched
+//     and left alone. Then a commit brings the disk up to date, and the references on disk are counted.
+// L2. For a cluster that was not touched both numbers stood still, so a stored count above the references is a leak. One that was
+//     handed out meanwhile had no references and has the right count now. Any other touched one that seems to leak makes the
+//     window be counted again; when that does not help, the next mount goes on.
+// L3. While a window is counted no metadata block is freed (Qcow2Commit.GiveUp): a table that was replaced meanwhile may be the one
+//     that the count is reading, and it still holds the same entries for what was not touched.
+// L4. A leak is given up like any removed reference, by the removals of the next commit; its "removal" is durable already.
+using System.Collections;
+using QcowFs.Images.Engine;
+using QcowFs.Images.Metadata;
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+/// <summary>The clusters of one window that changed since it began. Guarded by the cache's gate.</summary>
+internal sealed class TouchedClusters(long first, int count)
+{
+    private readonly BitArray _touched = new(count);
+    private readonly BitArray _handedOut = new(count);
+
+    /// <summary>Marks a cluster whose count was zero and is right now.</summary>
+    public void HandOut(long cluster)
+    {
+        if (cluster >= first && cluster < first + count)
+            _handedOut[(int)(cluster - first)] = true;
+    }
+
+    /// <summary>Whether a cluster of the window was handed out.</summary>
+    public bool WasHandedOut(long cluster) => _handedOut[(int)(cluster - first)];
+
+    /// <summary>Marks clusters.</summary>
+    public void Touch(long from, long end)
+    {
+        for (long cluster = Math.Max(from, first); cluster < Math.Min(end, first + count); cluster++)
+            _touched[(int)(cluster - first)] = true;
+    }
+
+    /// <summary>Whether a cluster of the window was marked.</summary>
+    public bool Contains(long cluster) => _touched[(int)(cluster - first)];
+}
+
+/// <summary>Collects leaked clusters of one image. <see cref="Run(Action)"/> is called once, on a thread of its own.</summary>
+/// <param name="state">The image.</param>
+/// <param name="file">The image file, through which the count reads.</param>
+internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery, IReferenceVisitor
+{
+    // After so many mapped clusters the count rests, so that the guest keeps the disk: about 100 MB of tables a second.
+    private const int ClustersBetweenRests = 1 << 16;
+    private static readonly TimeSpan Rest = TimeSpan.FromMilliseconds(5);
+
+    // Memory: 4 bytes of count and a bit for each cluster of a window.
+    private const int WindowClusters = 4 << 20;
+    private const int AttemptsPerWindow = 4;
+
+    private readonly ManualResetEventSlim _stop = new();
+    private Action _commit = static () => { };
+    private string? _defect;
+    private int _visited;
+    private bool _unsure;
+
+    /// <summary>Leaked clusters found so far.</summary>
+    public long Found { get; private set; }
+
+    /// <summary>The whole image was looked at.</summary>
+    public bool IsComplete { get; private set; }
+
+    /// <summary>Why the collection gave up, or null.</summary>
+    public string? Defect => _defect;
+
+    /// <inheritdoc/>
+    public string Summary => _defect is null
+        ? $"the last writer did not end properly; {Found} leaked clusters were collected"
+        : $"the last writer did not end properly; leaked clusters stay because of a defect: {_defect}; run `qcowfs check`";
+
+    /// <inheritdoc/>
+    public void Stop() => _stop.Set();
+
+    public void Dispose() => _stop.Dispose();
+
+    /// <inheritdoc/>
+    public void Run(Action commit) => Run(commit, WindowClusters);
+
+    /// <summary>Looks at every window in turn.</summary>
+    /// <param name="commit">Commits the image.</param>
+    /// <param name="windowClusters">Clusters in a window; tests make it small.</param>
+    public void Run(Action commit, int windowClusters)
+    {
+        _commit = commit;
+        // Counts may have survived for clusters that the file's length does not cover any more.
+        long end = state.Refcounts.EndOfReferences(state.FileClustersAtOpen);
+        int size = (int)Math.Min(windowClusters, Math.Max(1, end));
+        bool unsure = false;
+        for (long first = 0; first < end && !_stop.IsSet && _defect is null; first += size)
+        {
+            int attempts = 0;
+            do
+                Collect(first, (int)Math.Min(size, end - first));
+            while (_unsure && ++attempts < AttemptsPerWindow && !_stop.IsSet);
+            unsure |= _unsure;
+        }
+
+        commit();
+        IsComplete = !unsure && !_stop.IsSet && _defect is null;
+    }
+
+    void IReferenceVisitor.Broken(string kind, string structure, long offset, string message, string repair) =>
+        _defect ??= $"{structure} at byte {offset}: {message}";
+
+    void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message) =>
+        _defect ??= $"{structure} at byte {offset}: {message}";
+
+    void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry)
+    {
+    }
+
+    void IReferenceVisitor.ActiveCluster(long entryOffset, L2Entry entry)
+    {
+        if (++_visited < ClustersBetweenRests)
+            return;
+        _visited = 0;
+        if (_stop.Wait(Rest))
+            throw new OperationCanceledException();
+    }
+
+    private void Collect(long first, int count)
+    {
+        _unsure = false;
+        _commit(); // so that what waits to be given up is not touched in the window
+        TouchedClusters touched = new(first, count);
+        lock (state.Cache.Gate)
+            state.Refcounts.Touched = touched;
+        try
+        {
+            _commit();
+            ReferenceWindow window = new(count);
+            NewCounter().Count(first, window);
+            if (_defect is null)
+                GiveUpLeaks(window, first, first + count, touched);
+        }
+        catch (OperationCanceledException) when (_stop.IsSet)
+        {
+            // The image is being closed; the next mount begins again.
+            return;
+        }
+        finally
+        {
+            lock (state.Cache.Gate)
+                state.Refcounts.Touched = null;
+        }
+    }
+
+    private ReferenceCounter NewCounter()
+    {
+        Qcow2Header header;
+        RefcountTableEntry[] entries;
+        lock (state.Cache.Gate)
+        {
+            ResidentTable table = state.Refcounts.Table;
+            header = state.Header with
+            {
+                RefcountTableOffset = table.Offset,
+                RefcountTableClusters = (int)((table.Length * 8L) >> state.Header.ClusterBits),
+            };
+            entries = new RefcountTableEntry[table.Length];
+            for (int i = 0; i < entries.Length; i++)
+                entries[i] = new RefcountTableEntry(table[i]);
+        }
+
+        return new ReferenceCounter(
+            header, file, entries, Qcow2SnapshotTable.Read(header, file), BitmapDirectory.Read(header, file), this);
+    }
+
+    private void GiveUpLeaks(ReferenceWindow window, long first, long end, TouchedClusters touched)
+    {
+        Refcounts counts = state.Refcounts;
+        for (long cluster = first; cluster < end && !_stop.IsSet;)
+        {
+            if (!counts.HasBlock(cluster))
+            {
+                cluster = counts.BlockEnd(cluster);
+                continue;
+            }
+
+            long pageEnd = Math.Min(end, counts.PageEnd(cluster));
+            using PinnedPages pins = new(state.Cache);
+            MetadataPage page = pins.Add(counts.PageOffset(cluster));
+            lock (state.Cache.Gate)
+            {
+                for (; cluster < pageEnd; cluster++)
+                {
+                    ulong stored = counts.Get(page, cluster);
+                    uint references = window.Contains(cluster) ? window[cluster] : 0;
+                    if (stored <= references || touched.WasHandedOut(cluster))
+                        continue;
+                    if (touched.Contains(cluster))
+                        _unsure = true;
+                    else
+                        GiveUpLeak(cluster, stored, references);
+                }
+            }
+        }
+    }
+
+    private void GiveUpLeak(long cluster, ulong stored, uint references)
+    {
+        Found++;
+
+        // One removal for each reference too many. A count that is wildly wrong was not left by a crash: only the check mends it.
+        if (stored - references > 16)
+            return;
+        for (ulong i = references; i < stored; i++)
+            state.Remove(new Removal(cluster << state.Header.ClusterBits, state.Header.ClusterSize, RemovalKind.Data));
+    }
+}

@@ -1,0 +1,49 @@
+// qcow2 as the opener sees it: the header's names, what may be opened how, facts, check.
+using QcowFs.Storage;
+
+namespace QcowFs.Images.Qcow2;
+
+internal sealed class Qcow2Format : IImageFormat
+{
+    public const string FormatName = "qcow2";
+
+    public string Name => FormatName;
+
+    public bool Recognises(ReadOnlySpan<byte> start) => Qcow2HeaderReader.HasMagic(start);
+
+    public IImageLayer Read(IStorage file) => new Qcow2Layer(Qcow2HeaderReader.Read(file), file);
+
+    public IImageBlueprint Design(ImageRequest request, CreateOptions options) =>
+        new Qcow2Blueprint(Qcow2CreateOptions.Parse(request, options));
+
+    private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IImageLayer
+    {
+        public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
+
+        public void RequireOpenable(bool writable) => Qcow2OpenRules.Require(header, file, writable);
+
+        public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
+            Qcow2Image.Open(new Qcow2Parts(header, file, dataFile, backing, options));
+
+        public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
+
+        public CheckReport Check() => Qcow2Checker.Check(file);
+    }
+
+    private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint
+    {
+        public string? DataFileName => options.DataFileName;
+
+        public void Build(IStorage file, IStorage? dataFile) => Qcow2Creator.Create(file, dataFile, options);
+    }
+
+    private static List<NamedReference> FindReferences(Qcow2Header header)
+    {
+        List<NamedReference> references = [];
+        if (header.HasExternalDataFile && header.DataFileName is not null)
+            references.Add(new NamedReference(ReferenceKind.DataFile, header.DataFileName, "raw"));
+        if (header.BackingName is not null)
+            references.Add(new NamedReference(ReferenceKind.Backing, header.BackingName, header.BackingFormat));
+        return references;
+    }
+}

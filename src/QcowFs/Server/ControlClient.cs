@@ -1,0 +1,39 @@
+// Talking to the server of a mount.
+using System.Net.Sockets;
+using System.Text.Json;
+
+namespace QcowFs.Server;
+
+/// <summary>One request to the server of a mount.</summary>
+internal static class ControlClient
+{
+    /// <summary>Sends a request and waits for the answer, however long it takes; null where no server listens.</summary>
+    public static JsonDocument? Ask(MountEntry mount, Action<Utf8JsonWriter> request)
+    {
+        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId))
+        {
+            using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+            try
+            {
+                socket.Connect(new UnixDomainSocketEndPoint($"{directory}/{RuntimeDirectory.SocketName(mount.Device)}"));
+                ControlChannel.Send(socket, request);
+                if (ControlChannel.Receive(socket) is { } answer) return answer;
+            }
+            catch (Exception fault) when (fault is SocketException or ArgumentException)
+            {
+                continue; // not there, or a name too long for a socket: try the next place
+            }
+        }
+        return null;
+    }
+
+    /// <summary>Removes what a dead server left in the runtime directory.</summary>
+    public static void RemoveStaleSocket(MountEntry mount)
+    {
+        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId))
+        {
+            string path = $"{directory}/{RuntimeDirectory.SocketName(mount.Device)}";
+            if (File.Exists(path)) File.Delete(path);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+// Who keeps a mount busy: open files, working directories, mapped files, loop devices. Everything is read from /proc and /sys, so
+// neither the mount nor its server is asked.
+using System.Globalization;
+
+namespace QcowFs.Server;
+
+/// <summary>Finds the processes and devices that hold a mount.</summary>
+internal static class Holders
+{
+    /// <summary>Each holder in words: "bash (process 4711)", "/dev/loop0". What may not be looked at is left out.</summary>
+    public static List<string> Find(MountEntry mount)
+    {
+        List<string> holders = [];
+        foreach (string directory in Directory.EnumerateDirectories("/proc"))
+        {
+            string process = Path.GetFileName(directory);
+            if (!int.TryParse(process, NumberStyles.None, CultureInfo.InvariantCulture, out int id) || id == Environment.ProcessId) continue;
+            try
+            {
+                if (Holds(directory, process, mount)) holders.Add($"{File.ReadAllText(directory + "/comm").TrimEnd()} (process {process})");
+            }
+            catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+            {
+                continue; // it has ended, or belongs to another user
+            }
+        }
+        foreach (string device in Directory.EnumerateDirectories("/sys/block", "loop*"))
+        {
+            string file = device + "/loop/backing_file";
+            if (File.Exists(file) && IsBelow(File.ReadAllText(file).TrimEnd('\n'), mount.MountPoint))
+                holders.Add("/dev/" + Path.GetFileName(device));
+        }
+        foreach (MountEntry other in MountTable.Read())
+            if (other.Id != mount.Id && IsBelow(other.MountPoint, mount.MountPoint) && other.MountPoint != mount.MountPoint)
+                holders.Add("the mount at " + other.MountPoint);
+        return holders;
+    }
+
+    private static bool Holds(string directory, string process, MountEntry mount)
+    {
+        // Mount ids differ between namespaces; the device number is the same in all of them.
+        HashSet<string> ids = [];
+        foreach (MountEntry entry in MountTable.Read(process))
+            if (entry.Device == mount.Device) ids.Add(entry.Id);
+        if (ids.Count == 0) return false;
+        if (IsBelow(LinkOf(directory + "/cwd"), mount.MountPoint) || IsBelow(LinkOf(directory + "/root"), mount.MountPoint)) return true;
+        foreach (string file in Directory.EnumerateFiles(directory + "/fdinfo"))
+            if (MountIdOf(file) is { } id && ids.Contains(id)) return true;
+        return MapsFrom(directory + "/maps", mount.Device);
+    }
+
+    private static string? MountIdOf(string fdinfo)
+    {
+        const string key = "mnt_id:";
+        try
+        {
+            foreach (string line in File.ReadLines(fdinfo))
+                if (line.StartsWith(key, StringComparison.Ordinal)) return line[key.Length..].Trim();
+        }
+        catch (IOException)
+        {
+            return null; // closed in the meantime
+        }
+        return null;
+    }
+
+    /// <summary>Lines of maps: range, permissions, offset, device in hexadecimal, inode, path.</summary>
+    private static bool MapsFrom(string maps, string device)
+    {
+        string[] parts = device.Split(':');
+        string hexadecimal = string.Create(
+            CultureInfo.InvariantCulture,
+            $" {int.Parse(parts[0], CultureInfo.InvariantCulture):x2}:{int.Parse(parts[1], CultureInfo.InvariantCulture):x2} ");
+        foreach (string line in File.ReadLines(maps))
+            if (line.Contains(hexadecimal, StringComparison.Ordinal)) return true;
+        return false;
+    }
+
+    private static string LinkOf(string link) => new FileInfo(link).LinkTarget ?? "";
+
+    private static bool IsBelow(string path, string mountPoint) =>
+        path == mountPoint || path.StartsWith(mountPoint.TrimEnd('/') + "/", StringComparison.Ordinal);
+}

@@ -1,0 +1,228 @@
+// The process behind a mount: opens the image, mounts, serves, and ends so that everything is on stable storage.
+//
+// M1. The image is opened, and with it locked, before the mount appears, and closed only after the last request was answered.
+// M2. However the mount ends (umount, fusermount3, our own command, SIGTERM, an aborted connection), the same close follows.
+// M3. Nothing here names a path below the mount point once the mount exists: that would wait for ourselves.
+using System.Runtime.InteropServices;
+using System.Text.Json;
+using QcowFs.CommandLine;
+using QcowFs.FileSystem;
+using QcowFs.Fuse;
+using QcowFs.Images;
+using QcowFs.Native;
+using QcowFs.Storage;
+
+namespace QcowFs.Server;
+
+/// <summary>Serves one mount from start to end.</summary>
+internal sealed class MountServer : IDisposable
+{
+    // Between attempts of one `qcowfs umount`, whose caller sees nobody that holds the mount.
+    private static readonly TimeSpan RetryInterval = TimeSpan.FromMilliseconds(100);
+
+    private readonly MountSettings _settings;
+    private readonly MountPoint _mountPoint;
+    private readonly string _source; // absolute
+    private readonly ServerLog _log;
+    private readonly MountedImage _image;
+    private readonly DiskFileSystem _fileSystem;
+    private readonly FileStorage _hostFile; // for facts only; by descriptor, since the mount may cover the path (M3)
+    private readonly ManualResetEventSlim _ended = new(false);
+    private FuseMount? _mount;
+    private Receipt? _receipt; // set before _ended
+    private int _terminations;
+
+    private MountServer(MountSettings settings)
+    {
+        _settings = settings;
+        _mountPoint = MountPoint.Check(settings.MountPoint, settings.MayCoverFiles);
+        string? log = settings.LogFile is { } given
+            ? Path.GetFullPath(given)
+            : settings.StaysInForeground ? null : RuntimeDirectory.Create() + "/qcowfs.log";
+        _log = new ServerLog(log, _mountPoint.Path, TimeProvider.System);
+        _source = Path.GetFullPath(settings.Source);
+        _hostFile = HostFiles.Open(settings.Source, StorageAccess.Read);
+        // Read before the mount exists (M3), with ourselves as who has it open.
+        ImageFileFacts facts = ImageOptions.Opener.ReadInfo(settings.Source, settings.Open.Format) with
+        {
+            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.IsWritable),
+        };
+        IDiskImage disk = ImageOptions.Opener.Open(settings.Source, settings.Open with { Log = _log.Write });
+        _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
+        _fileSystem = _mountPoint.IsFile
+            ? DiskFileSystem.ForFile(_image, settings.Tree)
+            : DiskFileSystem.ForDirectory(_image, settings.Tree, TimeProvider.System);
+    }
+
+    /// <summary>Serves the mount; returns when it has ended and everything is closed. <paramref name="ready"/> is called when the mount
+    /// answers, and says whether anybody still wants it.</summary>
+    public static int Run(MountSettings settings, Func<bool> ready)
+    {
+        using MountServer server = new(settings);
+        return server.Serve(ready);
+    }
+
+    public void Dispose()
+    {
+        _mount?.Dispose();
+        _image.Disk.Dispose(); // abandons it where Close was not reached: a failed start
+        _hostFile.Dispose();
+        _log.Dispose();
+        _ended.Dispose();
+    }
+
+    private int Serve(Func<bool> ready)
+    {
+        _mount = FuseMount.Create(new FuseMountOptions
+        {
+            MountPoint = _mountPoint.Path,
+            Source = _source,
+            AllowOther = _settings.OthersAllowed,
+            ReadOnly = !_settings.IsWritable,
+            NoExec = _settings.NoExec,
+            NoAccessTime = _settings.NoAccessTime,
+        });
+        using FuseSession session = new(_fileSystem, _mount.TakeDevice(), new FuseSessionOptions
+        {
+            Threads = _settings.ThreadCount,
+            AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
+            MapException = ErrorMap.ToErrno,
+            Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
+        });
+        try
+        {
+            session.Start();
+            return ServeUntilEnd(session, ready);
+        }
+        catch (Exception fault)
+        {
+            _log.Write(ErrorLine.For(fault));
+            Detach();
+            throw;
+        }
+    }
+
+    private int ServeUntilEnd(FuseSession session, Func<bool> ready)
+    {
+        // Relative paths have been resolved; a working directory would keep its file system busy.
+        if (!_settings.StaysInForeground) Environment.CurrentDirectory = "/";
+        using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
+            ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
+            : null; // unmounted already
+        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
+        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
+        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Terminate);
+        _log.Write($"mounted {_source}{(_settings.IsWritable ? ", writable" : "")}");
+        if (!ready()) Detach();
+        FuseSessionEnd end = session.WaitForEnd();
+        if (end != FuseSessionEnd.Unmounted)
+        {
+            _log.Write($"the connection ended: {end}");
+            Detach(); // a dead mount would stay in the tree
+        }
+        Receipt receipt = new(_mountPoint.Path, [_image.Close()]); // M2
+        foreach (string line in receipt.Lines())
+        {
+            _log.Write(line);
+            if (_settings.StaysInForeground) Console.Out.WriteLine(line);
+        }
+        _receipt = receipt;
+        _ended.Set();
+        return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
+    }
+
+    /// <summary>SIGTERM: everything so far becomes durable, the mount leaves the tree, and what is open is served to its last close.
+    /// The second one is a kill.</summary>
+    private void Terminate(PosixSignalContext context)
+    {
+        context.Cancel = true;
+        if (Interlocked.Increment(ref _terminations) > 1) _ = Libc.Kill(Environment.ProcessId, Libc.SIGKILL);
+        _log.Write($"{context.Signal}: committing and detaching; files that are open are served until they are closed");
+        try
+        {
+            _image.Sync();
+        }
+        catch (Exception fault) when (fault is StorageException or ImageFormatException)
+        {
+            _log.Write(fault.Message); // the close will meet it again, and the exit code tells
+        }
+        Detach();
+    }
+
+    private void Detach()
+    {
+        try
+        {
+            _mount?.Unmount(lazy: true);
+        }
+        catch (FuseMountException fault)
+        {
+            if (fault.Failure != FuseMountFailure.NotMounted) _log.Write($"{fault.Message}; {fault.Advice}");
+        }
+    }
+
+    private HostFileFacts HostFacts()
+    {
+        FileFacts facts = _hostFile.QueryFacts();
+        return new HostFileFacts(
+            facts.AllocatedBytes / HostFileFacts.BytesPerBlock,
+            DateTimeOffset.FromUnixTimeSeconds(facts.ModifiedSeconds).AddTicks(facts.ModifiedNanoseconds / 100));
+    }
+
+    /// <summary>Answers a request of the control socket; on a thread of its own.</summary>
+    private void Answer(JsonElement request, Utf8JsonWriter json)
+    {
+        json.WriteStartObject();
+        switch (request.TryGetProperty("command", out JsonElement command) ? command.GetString() : null)
+        {
+            case "status":
+                WriteStatus(json);
+                break;
+            case "umount":
+                if (request.GetProperty("again").GetBoolean()) _ended.Wait(RetryInterval);
+                Unmount(request.GetProperty("lazy").GetBoolean(), json);
+                break;
+            default:
+                json.WriteString("error", "the server does not know this request");
+                break;
+        }
+        json.WriteEndObject();
+    }
+
+    private void WriteStatus(Utf8JsonWriter json)
+    {
+        json.WriteNumber("pid", Environment.ProcessId);
+        json.WriteBoolean("writable", _settings.IsWritable);
+        json.WriteStartArray("images");
+        json.WriteStartObject();
+        json.WriteString("name", _image.Name);
+        json.WriteString("format", _image.Disk.Info.Format);
+        json.WriteNumber("virtual-size", _image.Disk.Length);
+        json.WriteNumber("opens", _image.Opens);
+        json.WriteString("failure", _image.Disk.Failure);
+        json.WriteEndObject();
+        json.WriteEndArray();
+    }
+
+    private void Unmount(bool lazy, Utf8JsonWriter json)
+    {
+        try
+        {
+            _mount!.Unmount(lazy);
+        }
+        catch (FuseMountException fault) when (fault.Failure == FuseMountFailure.Busy)
+        {
+            json.WriteBoolean("busy", true);
+            return;
+        }
+        catch (FuseMountException fault) when (fault.Failure != FuseMountFailure.NotMounted) // else another way was quicker: wait for it
+        {
+            json.WriteString("error", fault.Message);
+            json.WriteString("advice", fault.Advice);
+            return;
+        }
+        _ended.Wait();
+        json.WritePropertyName("receipt");
+        _receipt!.Write(json);
+    }
+}

@@ -1,0 +1,118 @@
+// What `mount` was asked to do, read from the command line and judged as a whole.
+using QcowFs.CommandLine;
+using QcowFs.Images;
+using QcowFs.Native;
+
+namespace QcowFs.Server;
+
+/// <summary>The settings of one mount.</summary>
+internal sealed record MountSettings
+{
+    public static readonly Option Writable = new("writable", "allow writing; otherwise no byte of any image changes") { Short = 'w' };
+    public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
+    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
+    public static readonly Option Gid = new("gid", "group of the files", "N");
+    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w, else 0400", "OCTAL");
+    public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
+    public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
+    public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
+    public static readonly Option DirectIo = new(
+        "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
+    public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE");
+    public static readonly Option Foreground = new("foreground", "stay in the foreground; log to standard error");
+    public static readonly Option NonEmpty = new("nonempty", "allow a mount point that is not empty");
+    public static readonly Option List = new("", "any of these options as mount(8) gives them, and nosuid, nodev, noexec, noatime, ro", "name[=value],...") { Short = 'o' };
+
+    public static Option[] All { get; } =
+    [
+        Writable, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+    ];
+
+    public required string Source { get; init; }
+
+    public required string MountPoint { get; init; }
+
+    public required OpenOptions Open { get; init; }
+
+    public required FileSystem.TreeSettings Tree { get; init; }
+
+    public bool IsWritable => Open.Writable;
+
+    public bool OthersAllowed { get; init; }
+
+    public bool MayCoverFiles { get; init; }
+
+    public int ThreadCount { get; init; }
+
+    public string? LogFile { get; init; }
+
+    public bool StaysInForeground { get; init; }
+
+    public bool NoExec { get; init; }
+
+    public bool NoAccessTime { get; init; }
+
+    /// <summary>Reads and judges a command line.</summary>
+    public static MountSettings From(ParsedLine line)
+    {
+        bool writable = line.Has(Writable);
+        if (writable && line.MountWords.Contains("ro"))
+            throw CommandFailure.Usage("-o ro", "contradicts --writable", "give one of them");
+        string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
+        if (writable && direct == "off")
+            throw CommandFailure.Usage(DirectIo.Display, "off is not possible with --writable", "leave it out: cached pages would go stale");
+        return new MountSettings
+        {
+            Source = line.Operands[0],
+            MountPoint = line.Operands[1],
+            Open = OpenFrom(line, writable),
+            Tree = new FileSystem.TreeSettings
+            {
+                Uid = (uint)(line.Number(Uid, 0, uint.MaxValue - 1) ?? Libc.GetUserId()),
+                Gid = (uint)(line.Number(Gid, 0, uint.MaxValue - 1) ?? Libc.GetGroupId()),
+                FileMode = ModeFrom(line) ?? (writable ? 0x180u : 0x100u), // 0600, 0400
+                AlwaysDirect = direct == "on",
+            },
+            OthersAllowed = line.Has(AllowOther),
+            MayCoverFiles = line.Has(NonEmpty),
+            ThreadCount = (int)(line.Number(Threads, 1, 256) ?? 0),
+            LogFile = line.Value(Log),
+            StaysInForeground = line.Has(Foreground),
+            NoExec = line.MountWords.Contains("noexec"),
+            NoAccessTime = line.MountWords.Contains("noatime"),
+        };
+    }
+
+    private static OpenOptions OpenFrom(ParsedLine line, bool writable)
+    {
+        OpenOptions options = new()
+        {
+            Format = ImageOptions.FormatOf(line),
+            Writable = writable,
+            References = ImageOptions.ReferencesOf(line),
+            DirectIo = line.Choice(Cache, "host", "none") == "none",
+        };
+        return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;
+    }
+
+    private static long CheckCacheSize(long size)
+    {
+        const long least = 1 << 20;
+        return size >= least
+            ? size
+            : throw CommandFailure.Usage(CacheSize.Display, $"{size} bytes are too few", "give at least 1M");
+    }
+
+    private static uint? ModeFrom(ParsedLine line)
+    {
+        if (line.Value(Mode) is not { } text) return null;
+        uint mode = 0;
+        foreach (char digit in text)
+        {
+            if (digit is < '0' or > '7' || mode > 0x3F) // 0777 at most
+                throw CommandFailure.Usage(Mode.Display, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
+            mode = (mode << 3) | (uint)(digit - '0');
+        }
+        return mode;
+    }
+}

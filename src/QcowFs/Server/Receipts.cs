@@ -1,0 +1,74 @@
+// Receipts as text and as JSON.
+using System.Text.Json;
+using QcowFs.CommandLine;
+using QcowFs.FileSystem;
+
+namespace QcowFs.Server;
+
+/// <summary>The account that unmounting gives of all images of a mount.</summary>
+internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Images)
+{
+    /// <summary>Whether every image is complete on stable storage.</summary>
+    public bool IsDurable
+    {
+        get
+        {
+            foreach (ImageReceipt image in Images)
+                if (image.Error is not null) return false;
+            return true;
+        }
+    }
+
+    /// <summary>One line for each image.</summary>
+    public IEnumerable<string> Lines()
+    {
+        foreach (ImageReceipt image in Images)
+        {
+            string done = $"{image.Name}: {Sizes.Describe(image.Written)} written, {Sizes.Describe(image.Discarded)} discarded";
+            if (image.Shared > 0) done += $", {Sizes.Describe(image.Shared)} shared";
+            if (image.Replayed is not null) done += $", recovered: {image.Replayed}";
+            if (image.Check != "not run") done += $", check: {image.Check}";
+            yield return done + (image.Error is null ? "; closed and durable" : $"; NOT complete: {image.Error}");
+        }
+    }
+
+    /// <summary>Writes the keys of PRODUCT section 2.</summary>
+    public void Write(Utf8JsonWriter json)
+    {
+        json.WriteStartObject();
+        json.WriteString("mountpoint", MountPoint);
+        json.WriteStartArray("images");
+        foreach (ImageReceipt image in Images)
+        {
+            json.WriteStartObject();
+            json.WriteString("name", image.Name);
+            json.WriteString("replayed", image.Replayed);
+            json.WriteNumber("written", image.Written);
+            json.WriteNumber("discarded", image.Discarded);
+            json.WriteNumber("shared", image.Shared);
+            json.WriteString("check", image.Check);
+            json.WriteString("error", image.Error);
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
+        json.WriteEndObject();
+    }
+
+    /// <summary>Reads what <see cref="Write"/> wrote.</summary>
+    public static Receipt Read(JsonElement json)
+    {
+        List<ImageReceipt> images = [];
+        foreach (JsonElement image in json.GetProperty("images").EnumerateArray())
+        {
+            images.Add(new ImageReceipt(
+                image.GetProperty("name").GetString()!,
+                image.GetProperty("replayed").GetString(),
+                image.GetProperty("written").GetInt64(),
+                image.GetProperty("discarded").GetInt64(),
+                image.GetProperty("shared").GetInt64(),
+                image.GetProperty("check").GetString()!,
+                image.GetProperty("error").GetString()));
+        }
+        return new Receipt(json.GetProperty("mountpoint").GetString()!, images);
+    }
+}

@@ -1,0 +1,191 @@
+// Who competes: each makes a disk out of a file and serves it, until disposed, at a path that fio works on.
+using System.Diagnostics;
+using System.Globalization;
+
+namespace QcowFs.Benchmarks;
+
+/// <summary>A served disk.</summary>
+internal abstract class ServedDisk(string path) : IDisposable
+{
+    /// <summary>What fio opens.</summary>
+    public string Path { get; } = path;
+
+    /// <summary>The serving process, or null.</summary>
+    public abstract int? Server { get; }
+
+    public abstract void Dispose();
+
+    /// <summary>The server's largest resident memory so far in bytes, or null.</summary>
+    public long? PeakMemory => Server is { } server && File.Exists($"/proc/{server}/status")
+        ? File.ReadLines($"/proc/{server}/status")
+            .Where(line => line.StartsWith("VmHWM:", StringComparison.Ordinal))
+            .Select(line => (long?)(long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) << 10))
+            .FirstOrDefault()
+        : null;
+
+    protected static void AwaitMount(string path, Process server)
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (!IsMounted(path))
+        {
+            if (server.HasExited || Stopwatch.GetElapsedTime(start) > TimeSpan.FromSeconds(20))
+            {
+                Command.Kill(server);
+                throw new IOException($"{server.StartInfo.FileName}: no mount at {path}: {server.StandardError.ReadToEnd().Trim()}");
+            }
+
+            Thread.Sleep(TimeSpan.FromMilliseconds(5));
+        }
+    }
+
+    protected static bool IsMounted(string path) =>
+        File.ReadLines("/proc/self/mountinfo").Any(line => line.Split(' ')[4] == path);
+}
+
+/// <summary>A way to serve disks.</summary>
+internal abstract record Contender(string Name)
+{
+    /// <summary>Whether its disks are qcow2 images; otherwise plain files, which have no row on empty disks.</summary>
+    public abstract bool IsImage { get; }
+
+    /// <summary>Serves <paramref name="file"/> over <paramref name="mountPoint"/>, an existing empty file.</summary>
+    public abstract ServedDisk Serve(string file, string mountPoint);
+
+    public static IReadOnlyList<Contender> Choose(BenchOptions options) =>
+    [
+        .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
+        {
+            "bare" => new BareFile(),
+            "null" => new NullServerContender(),
+            "qemu" => new QemuExport(),
+            "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
+            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs"),
+        })),
+    ];
+
+    // The null server mounts by mount(2), as bare as the rest of it.
+    private static bool IsPossible(string name, BenchOptions options) => name switch
+    {
+        "null" => Environment.IsPrivilegedProcess,
+        "qcowfs" => options.QcowFs is not null,
+        _ => true,
+    };
+}
+
+/// <summary>The plain file itself.</summary>
+internal sealed record BareFile() : Contender("bare")
+{
+    public override bool IsImage => false;
+
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file);
+
+    private sealed class Disk(string path) : ServedDisk(path)
+    {
+        public override int? Server => null;
+
+        public override void Dispose()
+        {
+            // Nothing is held: the file is the disk.
+        }
+    }
+}
+
+/// <summary>This program's null server over a plain file.</summary>
+internal sealed record NullServerContender() : Contender("null")
+{
+    public override bool IsImage => false;
+
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+
+    private sealed class Disk : ServedDisk
+    {
+        private readonly Process _process;
+
+        public Disk(string file, string mountPoint)
+            : base(mountPoint)
+        {
+            _process = Command.Start(Environment.ProcessPath!, ["null-server", mountPoint, file]);
+            AwaitMount(mountPoint, _process);
+        }
+
+        public override int? Server => _process.Id;
+
+        public override void Dispose()
+        {
+            _ = Command.Run("umount", [Path]);
+            Command.End(_process);
+        }
+    }
+}
+
+/// <summary>QEMU's FUSE export of a qcow2 image, with its defaults.</summary>
+internal sealed record QemuExport() : Contender("qemu")
+{
+    public override bool IsImage => true;
+
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+
+    private sealed class Disk : ServedDisk
+    {
+        private readonly Process _process;
+
+        public Disk(string file, string mountPoint)
+            : base(mountPoint)
+        {
+            _process = Command.Start(
+                "qemu-storage-daemon",
+                [
+                    "--blockdev", $"driver=file,node-name=file,filename={file}",
+                    "--blockdev", "driver=qcow2,node-name=disk,file=file",
+                    "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
+                ]);
+            AwaitMount(mountPoint, _process);
+        }
+
+        public override int? Server => _process.Id;
+
+        public override void Dispose()
+        {
+            // SIGTERM: it unmounts and closes the image. Ctrl-C reached it already.
+            if (!_process.HasExited)
+            {
+                _ = Command.Run("kill", [_process.Id.ToString(CultureInfo.InvariantCulture)]);
+            }
+
+            Command.End(_process);
+        }
+    }
+}
+
+/// <summary>QcowFs, writable.</summary>
+internal sealed record QcowFsContender(string Program, string? MountOptions) : Contender("qcowfs")
+{
+    public override bool IsImage => true;
+
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(this, file, mountPoint);
+
+    private sealed class Disk : ServedDisk
+    {
+        private readonly string _program;
+
+        public Disk(QcowFsContender contender, string file, string mountPoint)
+            : base(mountPoint)
+        {
+            _program = contender.Program;
+            string[] options = contender.MountOptions is null ? [] : ["-o", contender.MountOptions];
+            _ = Command.Run(_program, ["mount", "-w", .. options, file, mountPoint]);
+            Server = FindServer(mountPoint);
+        }
+
+        public override int? Server { get; }
+
+        public override void Dispose() => Command.Run(_program, ["umount", Path]);
+
+        // The server's command line holds the mount point as given.
+        private static int? FindServer(string mountPoint) => Directory.EnumerateDirectories("/proc")
+            .Select(path => int.TryParse(System.IO.Path.GetFileName(path), NumberStyles.None, CultureInfo.InvariantCulture, out int id) ? id : 0)
+            .Where(id => id > 0 && File.Exists($"/proc/{id}/cmdline") && File.ReadAllText($"/proc/{id}/cmdline").Split('\0').Contains(mountPoint))
+            .Select(id => (int?)id)
+            .FirstOrDefault();
+    }
+}

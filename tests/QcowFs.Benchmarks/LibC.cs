@@ -1,0 +1,58 @@
+// The few C library calls of the null server, through function pointers: no marshalling between the loop and the kernel.
+using System.Runtime.InteropServices;
+using System.Text;
+
+namespace QcowFs.Benchmarks;
+
+internal static unsafe class LibC
+{
+    public const int ReadWrite = 2;
+    public const int CloseOnExec = 0x80000;
+    public const int EINTR = 4, ENOENT = 2, EIO = 5, EAGAIN = 11, ENODEV = 19, ENOSYS = 38;
+
+    private static readonly nint Library = NativeLibrary.Load("libc.so.6");
+
+    public static readonly delegate* unmanaged<int, void*, nuint, nint> Read = (delegate* unmanaged<int, void*, nuint, nint>)Export("read");
+    public static readonly delegate* unmanaged<int, void*, nuint, nint> Write = (delegate* unmanaged<int, void*, nuint, nint>)Export("write");
+    public static readonly delegate* unmanaged<int, void*, nuint, long, nint> PRead = (delegate* unmanaged<int, void*, nuint, long, nint>)Export("pread64");
+    public static readonly delegate* unmanaged<int, void*, nuint, long, nint> PWrite = (delegate* unmanaged<int, void*, nuint, long, nint>)Export("pwrite64");
+    public static readonly delegate* unmanaged<int, int> DataSync = (delegate* unmanaged<int, int>)Export("fdatasync");
+    private static readonly delegate* unmanaged<byte*, int, int, int> OpenCall = (delegate* unmanaged<byte*, int, int, int>)Export("open64");
+    private static readonly delegate* unmanaged<int, nuint, void*, int> IoctlCall = (delegate* unmanaged<int, nuint, void*, int>)Export("ioctl");
+    private static readonly delegate* unmanaged<byte*, byte*, byte*, nuint, byte*, int> MountCall =
+        (delegate* unmanaged<byte*, byte*, byte*, nuint, byte*, int>)Export("mount");
+
+    public static int Open(string path)
+    {
+        fixed (byte* bytes = Text(path))
+        {
+            return Checked(OpenCall(bytes, ReadWrite | CloseOnExec, 0), $"open {path}");
+        }
+    }
+
+    /// <summary>FUSE_DEV_IOC_CLONE: a second descriptor of a connection, with a queue of its own.</summary>
+    public static int CloneConnection(int connection)
+    {
+        int clone = Open("/dev/fuse");
+        uint source = (uint)connection;
+        _ = Checked(IoctlCall(clone, 0x8004e500, &source), "FUSE_DEV_IOC_CLONE");
+        return clone;
+    }
+
+    public static void Mount(string source, string target, string type, string options)
+    {
+        const nuint NoSetUid = 2, NoDevices = 4;
+        fixed (byte* s = Text(source), t = Text(target), y = Text(type), o = Text(options))
+        {
+            _ = Checked(MountCall(s, t, y, NoSetUid | NoDevices, o), $"mount {target}");
+        }
+    }
+
+    private static int Checked(int result, string what) => result >= 0
+        ? result
+        : throw new IOException($"{what}: {Marshal.GetPInvokeErrorMessage(Marshal.GetLastSystemError())}");
+
+    private static byte[] Text(string text) => Encoding.UTF8.GetBytes(text + "\0");
+
+    private static void* Export(string name) => (void*)NativeLibrary.GetExport(Library, name);
+}

@@ -1,0 +1,162 @@
+// The null FUSE server: what the protocol allows, and nothing else. One plain file covered by a mount; threads with cloned
+// descriptors; one pread or pwrite for each request. It shares no code with QcowFs.Fuse, so that it can judge it.
+// Field offsets are those of the kernel's include/uapi/linux/fuse.h.
+using System.Runtime.InteropServices;
+
+namespace QcowFs.Benchmarks;
+
+internal sealed unsafe class NullServer
+{
+    private const int MaxTransfer = 1 << 20;
+    private const int PageSize = 4096;
+    private const int InHeader = 40;
+    private const int OutHeader = 16;
+    private const int WriteHeader = InHeader + 40;
+
+    private enum Opcode : uint
+    {
+        Lookup = 1, Forget = 2, GetAttributes = 3, SetAttributes = 4, Open = 14, Read = 15, Write = 16, StatFs = 17, Release = 18, Sync = 20,
+        Flush = 25, Init = 26, Interrupt = 36, Destroy = 38, BatchForget = 42,
+    }
+
+    private readonly int _file;
+    private readonly long _length;
+
+    private NullServer(int file, long length)
+    {
+        _file = file;
+        _length = length;
+    }
+
+    /// <summary>Covers the regular file <paramref name="mountPoint"/> with <paramref name="path"/> and serves until unmounted.</summary>
+    public static void Run(string mountPoint, string path, int threads)
+    {
+        var server = new NullServer(LibC.Open(path), new FileInfo(path).Length);
+        int connection = LibC.Open("/dev/fuse");
+        LibC.Mount("null-server", mountPoint, "fuse.null-server", $"fd={connection},rootmode=100000,user_id=0,group_id=0,allow_other,default_permissions");
+
+        // The kernel sends INIT first and holds everything else back until it is answered, so one thread may begin alone.
+        var workers = Enumerable.Range(1, threads - 1)
+            .Select(_ => new Thread(() => server.Serve(LibC.CloneConnection(connection))))
+            .ToList();
+        workers.ForEach(worker => worker.Start());
+        server.Serve(connection);
+        workers.ForEach(worker => worker.Join());
+    }
+
+    private void Serve(int device)
+    {
+        // Requests are read at page - 80, so that a WRITE's payload is page-aligned; a READ's payload is page-aligned too.
+        byte* request = (byte*)NativeMemory.AlignedAlloc(PageSize + MaxTransfer, PageSize) + PageSize - WriteHeader;
+        byte* reply = (byte*)NativeMemory.AlignedAlloc(PageSize + MaxTransfer, PageSize) + PageSize - OutHeader;
+        while (true)
+        {
+            nint length = LibC.Read(device, request, MaxTransfer + WriteHeader);
+            if (length < 0)
+            {
+                int error = Marshal.GetLastSystemError();
+                if (error == LibC.ENODEV)
+                {
+                    return;
+                }
+
+                // ENOENT: the request was interrupted before it was read.
+                if (error is not (LibC.EINTR or LibC.EAGAIN or LibC.ENOENT))
+                {
+                    throw new IOException($"read /dev/fuse: error {error}");
+                }
+
+                continue;
+            }
+
+            int payload = Answer(request, reply + OutHeader, out int errno);
+            if (payload < 0)
+            {
+                continue;
+            }
+
+            *(uint*)reply = (uint)(OutHeader + payload);
+            *(int*)(reply + 4) = -errno;
+            *(ulong*)(reply + 8) = *(ulong*)(request + 8);
+            _ = LibC.Write(device, reply, (nuint)(OutHeader + payload));
+        }
+    }
+
+    // Returns the length of the reply's payload, or -1 where the kernel wants no reply.
+    private int Answer(byte* request, byte* payload, out int errno)
+    {
+        errno = 0;
+        byte* body = request + InHeader;
+        switch ((Opcode)(*(uint*)(request + 4)))
+        {
+            case Opcode.Read:
+                nint read = LibC.PRead(_file, payload, *(uint*)(body + 16), *(long*)(body + 8));
+                errno = read < 0 ? LibC.EIO : 0;
+                return Math.Max((int)read, 0);
+            case Opcode.Write:
+                nint written = LibC.PWrite(_file, request + WriteHeader, *(uint*)(body + 16), *(long*)(body + 8));
+                errno = written < 0 ? LibC.EIO : 0;
+                *(long*)payload = written;
+                return errno == 0 ? 8 : 0;
+            case Opcode.Sync:
+                errno = LibC.DataSync(_file) < 0 ? LibC.EIO : 0;
+                return 0;
+            case Opcode.Open:
+                const uint DirectIo = 1, ParallelDirectWrites = 64;
+                Clear(payload, 16);
+                *(uint*)(payload + 8) = DirectIo | ParallelDirectWrites;
+                return 16;
+            case Opcode.GetAttributes or Opcode.SetAttributes:
+                return WriteAttributes(payload);
+            case Opcode.StatFs:
+                Clear(payload, 80);
+                *(uint*)(payload + 40) = PageSize;
+                return 80;
+            case Opcode.Init:
+                return WriteInit(payload, body);
+            case Opcode.Release or Opcode.Destroy:
+                return 0;
+            case Opcode.Forget or Opcode.BatchForget or Opcode.Interrupt:
+                return -1;
+            case Opcode.Lookup:
+                errno = LibC.ENOENT;
+                return 0;
+            case Opcode.Flush:
+            default:
+                errno = LibC.ENOSYS;
+                return 0;
+        }
+    }
+
+    private static int WriteInit(byte* payload, byte* body)
+    {
+        const uint AsyncRead = 1 << 0, BigWrites = 1 << 5, AsyncDirectIo = 1 << 15, ParallelDirectoryOperations = 1 << 18, MaxPages = 1 << 22;
+        Clear(payload, 64);
+        *(uint*)payload = 7;
+        *(uint*)(payload + 4) = Math.Min(*(uint*)(body + 4), 36);
+        *(uint*)(payload + 8) = *(uint*)(body + 8);
+        *(uint*)(payload + 12) = *(uint*)(body + 12) & (AsyncRead | BigWrites | AsyncDirectIo | ParallelDirectoryOperations | MaxPages);
+        *(ushort*)(payload + 16) = 64;
+        *(ushort*)(payload + 18) = 48;
+        *(uint*)(payload + 20) = MaxTransfer;
+        *(uint*)(payload + 24) = 1;
+        *(ushort*)(payload + 28) = MaxTransfer / PageSize;
+        return 64;
+    }
+
+    private int WriteAttributes(byte* payload)
+    {
+        Clear(payload, 104);
+        *(ulong*)payload = 3600;                            // valid for an hour
+        byte* attributes = payload + 16;
+        *(ulong*)attributes = 1;                            // inode
+        *(long*)(attributes + 8) = _length;
+        *(long*)(attributes + 16) = _length / 512;
+        *(uint*)(attributes + 60) = 0x8000 | 0x180;         // a regular file, 0600
+        *(uint*)(attributes + 64) = 1;
+        *(uint*)(attributes + 80) = PageSize;
+        return 104;
+    }
+
+    private static void Clear(byte* memory, int length) => new Span<byte>(memory, length).Clear();
+}

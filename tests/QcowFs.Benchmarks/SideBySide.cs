@@ -1,0 +1,187 @@
+// Runs every row for every contender in turns, several rounds, so that a change of the machine's mood meets all of them.
+namespace QcowFs.Benchmarks;
+
+/// <summary>What was measured for one row: contender -> one value a round.</summary>
+internal sealed record RowResult(Workload Workload, IReadOnlyDictionary<string, List<double>> Values);
+
+internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> contenders, TextWriter progress, CancellationToken cancellation)
+{
+    private readonly Dictionary<string, long> _peakMemory = [];
+
+    /// <summary>Contender -> the largest resident memory of its servers in bytes.</summary>
+    public IReadOnlyDictionary<string, long> PeakMemory => _peakMemory;
+
+    public IReadOnlyList<RowResult> Run(IReadOnlyList<Workload> rows)
+    {
+        List<RowResult> results = [.. rows.Select(row => new RowResult(row, contenders.ToDictionary(contender => contender.Name, _ => new List<double>())))];
+        foreach (Place place in Enum.GetValues<Place>())
+        {
+            List<RowResult> here = [.. results.Where(result => (options.Place ?? result.Workload.Place) == place)];
+            if (here.Count > 0)
+            {
+                RunAt(place, here);
+            }
+        }
+
+        return results;
+    }
+
+    private void RunAt(Place place, List<RowResult> results)
+    {
+        string parent = place == Place.Tmpfs ? "/dev/shm" : options.DiskDirectory;
+        string directory = Path.Combine(parent, $"qcowfs-bench-{Environment.ProcessId}");
+        _ = Directory.CreateDirectory(directory);
+        try
+        {
+            RunWritten(directory, [.. results.Where(result => result.Workload.State == DiskState.Written)]);
+            RunEmpty(directory, [.. results.Where(result => result.Workload.State == DiskState.Empty)]);
+        }
+        finally
+        {
+            Directory.Delete(directory, recursive: true);
+        }
+    }
+
+    // One disk for each contender, all with the same content, served throughout.
+    private void RunWritten(string directory, List<RowResult> results)
+    {
+        if (results.Count == 0)
+        {
+            return;
+        }
+
+        string content = Path.Combine(directory, "content.raw");
+        WriteContent(content, options.DiskSize);
+        Dictionary<Contender, ServedDisk> disks = [];
+        try
+        {
+            foreach (Contender contender in contenders)
+            {
+                disks[contender] = Serve(contender, directory, content);
+            }
+
+            for (int round = 0; round < options.Rounds; round++)
+            {
+                results.ForEach(result => Turn(round, result, contender => Fio.Run(result.Workload, disks[contender], options, cancellation)));
+            }
+        }
+        finally
+        {
+            EndAll(disks);
+        }
+
+        CheckImages(directory);
+    }
+
+    private void RunEmpty(string directory, List<RowResult> results)
+    {
+        for (int round = 0; round < options.Rounds; round++)
+        {
+            results.ForEach(result => Turn(round, result, contender => contender.IsImage ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
+        }
+    }
+
+    private double RunOnEmpty(Workload workload, Contender contender, string directory)
+    {
+        Dictionary<Contender, ServedDisk> disks = [];
+        double value;
+        try
+        {
+            disks[contender] = Serve(contender, directory, content: null);
+            value = Fio.Run(workload, disks[contender], options, cancellation);
+        }
+        finally
+        {
+            EndAll(disks);
+        }
+
+        CheckImages(directory);
+        return value;
+    }
+
+    // The order changes from round to round: nobody is always first after an idle moment.
+    private void Turn(int round, RowResult result, Func<Contender, double> measure)
+    {
+        for (int turn = 0; turn < contenders.Count; turn++)
+        {
+            Contender contender = contenders[(turn + round) % contenders.Count];
+            double value = measure(contender);
+            if (!double.IsNaN(value))
+            {
+                result.Values[contender.Name].Add(value);
+                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-7} {value,12:N1} {result.Workload.Unit}");
+            }
+        }
+    }
+
+    private ServedDisk Serve(Contender contender, string directory, string? content)
+    {
+        string mountPoint = Path.Combine(directory, $"{contender.Name}.mnt");
+        File.WriteAllText(mountPoint, "");
+        string file = Path.Combine(directory, $"{contender.Name}.{(contender.IsImage ? "qcow2" : "raw")}");
+        File.Delete(file);
+        if (content is null)
+        {
+            _ = Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", file, $"{Workload.EmptyDiskSize}"], cancellation);
+        }
+        else if (contender.IsImage)
+        {
+            _ = Command.Run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", content, file], cancellation);
+        }
+        else
+        {
+            File.Copy(content, file);
+        }
+
+        return contender.Serve(file, mountPoint);
+    }
+
+    // Every disk is ended, also where ending another one failed.
+    private void EndAll(Dictionary<Contender, ServedDisk> disks)
+    {
+        List<Exception> failures = [];
+        foreach ((Contender contender, ServedDisk disk) in disks)
+        {
+            if (disk.PeakMemory is { } peak)
+            {
+                _peakMemory[contender.Name] = Math.Max(peak, _peakMemory.GetValueOrDefault(contender.Name));
+            }
+
+            try
+            {
+                disk.Dispose();
+            }
+            catch (IOException failure)
+            {
+                failures.Add(failure);
+            }
+        }
+
+        if (failures.Count > 0)
+        {
+            throw new AggregateException(failures);
+        }
+    }
+
+    // A fast image that is not sound counts for nothing.
+    private void CheckImages(string directory)
+    {
+        foreach (string image in Directory.GetFiles(directory, "*.qcow2"))
+        {
+            _ = Command.Run("qemu-img", ["check", "-q", image], cancellation);
+        }
+    }
+
+    // Incompressible, without zero blocks, the same in every run.
+    private static void WriteContent(string path, long length)
+    {
+        var random = new Random(20240601);
+        byte[] buffer = new byte[1 << 20];
+        using FileStream stream = File.Create(path);
+        for (long written = 0; written < length; written += buffer.Length)
+        {
+            random.NextBytes(buffer);
+            stream.Write(buffer);
+        }
+    }
+}

@@ -1,0 +1,370 @@
+// The check against `qemu-img check` on the same file: clean images of every kind, and one damage for each rule.
+using System.Text.Json;
+using QcowFs.Images.Qcow2;
+using QcowFs.Images.Tests.Support;
+using QcowFs.Storage;
+using QcowFs.Testing;
+
+namespace QcowFs.Images.Tests.Qcow2;
+
+public sealed class Qcow2CheckerTests : IDisposable
+{
+    private readonly TempDirectory _temp = new();
+
+    public void Dispose() => _temp.Dispose();
+
+    public static TheoryData<string, string> CleanImages => new()
+    {
+        { "default", "" },
+        { "version 2", "compat=0.10" },
+        { "small clusters", "cluster_size=512" },
+        { "large clusters", "cluster_size=2M" },
+        { "1-bit counts", "refcount_bits=1" },
+        { "2-bit counts", "refcount_bits=2,cluster_size=4k" },
+        { "4-bit counts", "refcount_bits=4" },
+        { "8-bit counts", "refcount_bits=8" },
+        { "32-bit counts", "refcount_bits=32,cluster_size=1k" },
+        { "64-bit counts", "refcount_bits=64" },
+        { "lazy", "lazy_refcounts=on" },
+        { "extended", "extended_l2=on" },
+        { "preallocated metadata", "preallocation=metadata" },
+        { "preallocated", "preallocation=full,cluster_size=32k" },
+        { "preallocated extended", "preallocation=metadata,extended_l2=on" },
+        { "zstd", "compression_type=zstd" },
+    };
+
+    [Theory]
+    [MemberData(nameof(CleanImages))]
+    public void A_clean_image_is_clean_and_measured_like_qemu(string name, string options)
+    {
+        string path = _temp[$"{name}.qcow2"];
+        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options], path, "20M"]);
+        Qemu.Io("qcow2", path, "write -P 1 1M 3M", "write -z 8M 1M", "write -P 7 10000 777", "discard 2M 512k");
+        if (!options.Contains("refcount_bits=1", StringComparison.Ordinal))
+        {
+            Qemu.Img("snapshot", "-c", "one", path);
+            Qemu.Io("qcow2", path, "write -P 3 1M 64k");
+            Qemu.Img("snapshot", "-c", "two", path);
+        }
+
+        AssertSameReport(path);
+        Assert.Equal(0, Check(path).ExitCode);
+    }
+
+    [Theory]
+    [InlineData("compression_type=zlib")]
+    [InlineData("compression_type=zstd,cluster_size=4k")]
+    [InlineData("cluster_size=2M")]
+    public void Compressed_clusters_are_counted(string options)
+    {
+        string raw = _temp["data.raw"];
+        byte[] data = new byte[5_000_000];
+        Random random = new(1);
+        for (int i = 0; i < data.Length; i += 1000)
+            Array.Fill(data, (byte)random.Next(256), i, random.Next(1000));
+        File.WriteAllBytes(raw, data);
+        string path = _temp["compressed.qcow2"];
+        Qemu.Img("convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, raw, path);
+        Qemu.Io("qcow2", path, "write -P 3 1M 100k");
+
+        AssertSameReport(path);
+        Assert.Equal(0, Check(path).ExitCode);
+        Assert.True(Check(path).CompressedClusters > 0);
+    }
+
+    [Fact]
+    public void An_image_with_a_data_file_and_one_with_bitmaps_are_clean()
+    {
+        string external = _temp["external.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", external, "20M");
+        Qemu.Io("qcow2", external, "write -P 1 0 3M");
+        AssertSameReport(external);
+
+        string bitmaps = _temp["bitmaps.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", bitmaps, "20M");
+        Qemu.Img("bitmap", "--add", bitmaps, "first");
+        Qemu.Img("bitmap", "--add", "-g", "1M", bitmaps, "second");
+        Qemu.Io("qcow2", bitmaps, "write -P 1 0 3M");
+        AssertSameReport(bitmaps);
+        Assert.Equal(0, Check(bitmaps).ExitCode);
+    }
+
+    [Fact]
+    public void Small_windows_find_what_one_window_finds()
+    {
+        string path = MakeImage();
+        using (Damage damage = new(path))
+        {
+            damage.Set16(damage.CountAt(6), 0);
+            damage.Set16(damage.CountAt(9), 3);
+            damage.Set(damage.L2At(20), damage.Get(damage.L2At(20)) & ~L2Entry.CopiedBit);
+        }
+
+        CheckReport whole = Check(path);
+        Assert.Equal(2, whole.ExitCode);
+        using FileStorage file = HostFiles.Open(path, StorageAccess.Read);
+        foreach (int window in (int[])[1, 3, 7, 64])
+        {
+            CheckReport pieces = Qcow2Checker.Check(file, window);
+            Assert.Equal(whole with { Findings = [] }, pieces with { Findings = [] });
+            Assert.Equal(whole.Findings.OrderBy(f => f.ToString()), pieces.Findings.OrderBy(f => f.ToString()));
+        }
+    }
+
+    public static TheoryData<string, string, int> Damages => new()
+    {
+        { "leak", "leak", 3 },
+        { "count too high", "leak", 3 },
+        { "count too low", "refcount-too-low", 2 },
+        { "count zero", "refcount-too-low", 2 },
+        { "header count", "refcount-too-low", 2 },
+        { "copied missing", "copied-missing", 2 },
+        { "copied wrong", "copied-wrong", 2 },
+        { "l1 copied missing", "copied-missing", 2 },
+        { "l1 reserved", "reserved-bits", 2 },
+        { "l1 misaligned", "misaligned", 2 },
+        { "l1 out of range", "out-of-range", 2 },
+        { "l1 flag only", "reserved-bits", 2 },
+        { "l1 names header", "refcount-too-low", 2 },
+        { "l2 reserved", "reserved-bits", 2 },
+        { "l2 misaligned", "misaligned", 2 },
+        { "l2 zero misaligned", "misaligned", 2 },
+        { "l2 out of range", "out-of-range", 2 },
+        { "l2 twice", "refcount-too-low", 2 },
+        { "l2 names refcount block", "refcount-block", 2 },
+        { "compressed copied", "copied-compressed", 2 },
+        { "compressed out of range", "out-of-range", 2 },
+        { "refcount table reserved", "refcount-table", 2 },
+        { "refcount table misaligned", "refcount-table", 1 },
+        { "refcount table out of range", "refcount-table", 2 },
+        { "refcount block twice", "refcount-block", 2 },
+        { "no refcount block", "refcount-too-low", 2 },
+        { "snapshot l1 misaligned", "snapshot-l1", 2 },
+        { "snapshot l1 too large", "snapshot-l1", 2 },
+        { "snapshot extra", "snapshot-incomplete", 2 },
+        { "bitmap entry", "bitmap-table", 1 },
+    };
+
+    [Theory]
+    [MemberData(nameof(Damages))]
+    public void Damage_is_named_and_ends_as_in_qemu(string damage, string kind, int exitCode)
+    {
+        string path = MakeImage();
+        using (Damage hands = new(path))
+            Apply(hands, damage);
+
+        CheckReport report = Check(path);
+        (int qemuExit, _) = QemuImg.Check(path);
+        Assert.Equal(exitCode, report.ExitCode);
+        Assert.Equal(qemuExit, report.ExitCode);
+        Assert.Contains(report.Findings, f => f.Kind == kind);
+    }
+
+    [Fact]
+    public void A_file_that_was_cut_is_damaged_and_one_cut_inside_its_last_cluster_is_not()
+    {
+        string path = _temp["cut.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "20M");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M");
+        long length = new FileInfo(path).Length;
+        foreach ((long cut, int exitCode) in (ReadOnlySpan<(long, int)>)[(100, 0), (65536, 2), (65537, 2), (300_000, 2)])
+        {
+            using (Damage hands = new(path))
+                hands.SetLength(length - cut);
+            Assert.Equal(exitCode, Check(path).ExitCode);
+            AssertSameReport(path);
+        }
+    }
+
+    [Fact]
+    public void A_missing_COPIED_flag_is_harmless_but_counts_as_a_corruption()
+    {
+        string path = MakeImage();
+        using (Damage hands = new(path))
+            Apply(hands, "copied missing");
+
+        CheckReport report = Check(path);
+        CheckFinding finding = Assert.Single(report.Findings);
+        Assert.Equal(CheckSeverity.Harmless, finding.Severity);
+        Assert.Equal(1, report.Corruptions);
+        AssertSameReport(path);
+    }
+
+    [Fact]
+    public void Subcluster_bitmaps_are_checked()
+    {
+        foreach ((int entry, ulong bitmap, string kind) in (ReadOnlySpan<(int, ulong, string)>)
+            [(16, 0x0000_0001_FFFF_FFFF, "subcluster-bitmap"), (200, 1, "subcluster-bitmap")])
+        {
+            string path = _temp[$"extended{entry}.qcow2"];
+            Qemu.Img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", path, "20M");
+            Qemu.Io("qcow2", path, "write -P 1 1M 1M");
+            using (Damage hands = new(path))
+                hands.Set(hands.L2At(entry) + 8, bitmap);
+            CheckReport report = Check(path);
+            Assert.Equal(QemuImg.Check(path).ExitCode, report.ExitCode);
+            Assert.Equal(2, report.ExitCode);
+            Assert.Contains(report.Findings, f => f.Kind == kind);
+        }
+    }
+
+    [Fact]
+    public void Snapshots_and_compression_do_not_go_with_a_data_file()
+    {
+        string path = _temp["external.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", path, "20M");
+        Qemu.Io("qcow2", path, "write -P 1 0 3M");
+        using (Damage hands = new(path))
+            hands.Set(hands.L2At(5), L2Entry.CompressedBit | 0x50000);
+        Assert.Contains(Check(path).Findings, f => f.Kind == "compressed-external");
+        Assert.Equal(QemuImg.Check(path).ExitCode, Check(path).ExitCode);
+    }
+
+    [Fact]
+    public void A_million_findings_are_counted_and_a_thousand_listed()
+    {
+        string path = _temp["many.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M");
+        using (Damage hands = new(path))
+        {
+            for (int i = 0; i < 32; i++)
+            {
+                for (int j = 0; j < 64; j++)
+                    hands.Set(hands.L2At(j, i), hands.Get(hands.L2At(j, i)) & ~L2Entry.CopiedBit);
+            }
+        }
+
+        CheckReport report = Check(path);
+        Assert.Equal(2048, report.Corruptions);
+        Assert.Equal(CheckReport.FindingLimit, report.Findings.Count);
+        Assert.Equal(1048, report.FindingsNotListed);
+        AssertSameReport(path);
+    }
+
+    // A file of 33 MiB whose 5,000 snapshots all name the same 32 MiB of L1, every entry of which names the same L2 table: table by
+    // table that would be 160 GB of L1 and 20 billion L2 tables.
+    [Fact]
+    public void Shared_tables_are_read_once()
+    {
+        string path = _temp["shared.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "64M");
+        Qemu.Io("qcow2", path, "write -P 1 0 64k");
+        Qemu.Img("snapshot", "-c", "a", path);
+        const int snapshots = 5000;
+        using (Damage hands = new(path))
+        {
+            long table = (hands.Length + 0xFFFF) & ~0xFFFFL;
+            long l1 = table + (1 << 20);
+            ulong shared = hands.Get(hands.L1At(0)) & L1Entry.OffsetMask;
+            for (int i = 0; i < snapshots; i++)
+            {
+                long at = table + i * 64L;
+                hands.Set(at, (ulong)l1);
+                hands.Set32(at + 8, 1 << 22);
+                hands.Set32(at + 36, 24);
+            }
+
+            for (int i = 0; i < 1 << 16; i++)
+                hands.Set(l1 + i * 8L, shared);
+            hands.SetLength(l1 + (32 << 20));
+            hands.Set32(Qcow2HeaderLayout.SnapshotCountAt, snapshots);
+            hands.Set(Qcow2HeaderLayout.SnapshotsOffsetAt, (ulong)table);
+        }
+
+        CheckReport report = Check(path);
+        Assert.Equal(2, report.ExitCode);
+        Assert.Contains(report.Findings, f => f.Message.Contains("327680001 references", StringComparison.Ordinal));
+    }
+
+    private string MakeImage()
+    {
+        string path = _temp["image.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "1G");
+        Qemu.Img("bitmap", "--add", path, "bitmap");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M", "write -z 2M 64k", "write -c -P 7 3M 64k");
+        Qemu.Img("snapshot", "-c", "before", path);
+        Qemu.Io("qcow2", path, "write -P 2 1M 1M");
+        Assert.Equal(0, QemuImg.Check(path).ExitCode);
+        return path;
+    }
+
+    private static void Apply(Damage hands, string damage)
+    {
+        ulong data = hands.Get(hands.L2At(20));
+        long l1 = hands.L1At(0);
+        ulong table = hands.Get(l1);
+        long reftable = hands.Header.RefcountTableOffset;
+        ulong block = hands.Get(reftable);
+        long snapshot = hands.Header.SnapshotsOffset;
+        ulong outside = ((ulong)hands.Length + 0x100000) & ~0xFFFFUL;
+        switch (damage)
+        {
+            case "leak": hands.Set(hands.L2At(20), 0); break;
+            case "count too high": hands.Set16(hands.CountAt(0), 2); break;
+            case "count too low": hands.Set16(hands.CountAt((long)(hands.Get(hands.L2At(0)) & L2Entry.OffsetMask) >> 16), 1); break;
+            case "count zero": hands.Set16(hands.CountAt((long)(data & L2Entry.OffsetMask) >> 16), 0); break;
+            case "header count": hands.Set16(hands.CountAt(0), 0); break;
+            case "copied missing": hands.Set(hands.L2At(20), data & ~L2Entry.CopiedBit); break;
+            case "copied wrong": hands.Set(hands.L2At(0), hands.Get(hands.L2At(0)) | L2Entry.CopiedBit); break;
+            case "l1 copied missing": hands.Set(l1, table & ~L1Entry.CopiedBit); break;
+            case "l1 reserved": hands.Set(l1, table | 1UL << 60); break;
+            case "l1 misaligned": hands.Set(l1, table + 512); break;
+            case "l1 out of range": hands.Set(hands.L1At(1), outside | L1Entry.CopiedBit); break;
+            case "l1 flag only": hands.Set(hands.L1At(1), L1Entry.CopiedBit); break;
+            case "l1 names header": hands.Set(hands.L1At(1), hands.Get(hands.Header.RefcountTableOffset)); break;
+            case "l2 reserved": hands.Set(hands.L2At(20), data | 1UL << 57); break;
+            case "l2 misaligned": hands.Set(hands.L2At(20), data + 512); break;
+            case "l2 zero misaligned": hands.Set(hands.L2At(40), (data + 512) | L2Entry.ZeroBit); break;
+            case "l2 out of range": hands.Set(hands.L2At(40), outside | L2Entry.CopiedBit); break;
+            case "l2 twice": hands.Set(hands.L2At(40), data); break;
+            case "l2 names refcount block": hands.Set(hands.L2At(40), block); break;
+            case "compressed copied": hands.Set(hands.L2At(48), hands.Get(hands.L2At(48)) | L2Entry.CopiedBit); break;
+            case "compressed out of range": hands.Set(hands.L2At(48), L2Entry.CompressedBit | 0x3FFFFFFFFFF000); break;
+            case "refcount table reserved": hands.Set(reftable, block | 8); break;
+            case "refcount table misaligned": hands.Set(reftable, block + 512); break;
+            case "refcount table out of range": hands.Set(reftable + 8, outside); break;
+            case "refcount block twice": hands.Set(reftable + 8, block); break;
+            case "no refcount block": hands.Set(reftable, 0); break;
+            case "snapshot l1 misaligned": hands.Set(snapshot, hands.Get(snapshot) + 8); break;
+            case "snapshot l1 too large": hands.Set32(snapshot + 8, (4 << 20) + 1); break;
+            case "snapshot extra": DropExtra(hands, snapshot); break;
+            case "bitmap entry":
+                long directory = hands.Header.Bitmaps!.DirectoryOffset;
+                hands.Set((long)hands.Get(directory), 1UL << 60);
+                break;
+            default: throw new ArgumentOutOfRangeException(nameof(damage), damage, "no such damage");
+        }
+    }
+
+    // The entry's extra data turns into its name: still a table that can be read.
+    private static void DropExtra(Damage hands, long snapshot)
+    {
+        hands.Set32(snapshot + 36, 8);
+        hands.Set16(snapshot + 14, (ushort)((hands.Get(snapshot + 8) & 0xFFFF) + 16));
+    }
+
+    private static CheckReport Check(string path)
+    {
+        using FileStorage file = HostFiles.Open(path, StorageAccess.Read);
+        return Qcow2Checker.Check(file);
+    }
+
+    private static void AssertSameReport(string path)
+    {
+        CheckReport report = Check(path);
+        (int exitCode, JsonElement? qemu) = QemuImg.Check(path);
+        Assert.Equal(exitCode, report.ExitCode);
+        Assert.Equal(Number(qemu, "check-errors"), report.CheckErrors);
+        Assert.Equal(Number(qemu, "corruptions"), report.Corruptions);
+        Assert.Equal(Number(qemu, "leaks"), report.Leaks);
+        Assert.Equal(Number(qemu, "image-end-offset"), report.ImageEndOffset);
+        Assert.Equal(Number(qemu, "total-clusters"), report.TotalClusters);
+        Assert.Equal(Number(qemu, "allocated-clusters"), report.AllocatedClusters);
+        Assert.Equal(Number(qemu, "compressed-clusters"), report.CompressedClusters);
+    }
+
+    // qemu-img leaves out what is 0.
+    private static long Number(JsonElement? report, string key) =>
+        report is { } facts && facts.TryGetProperty(key, out JsonElement value) ? value.GetInt64() : 0;
+}

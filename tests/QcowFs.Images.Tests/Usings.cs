@@ -1,0 +1,2 @@
+// Every file here is a test of xunit.
+global using Xunit;

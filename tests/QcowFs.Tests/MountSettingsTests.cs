@@ -1,0 +1,74 @@
+// What mount options mean together.
+using QcowFs.Commands;
+using QcowFs.CommandLine;
+using QcowFs.Images;
+using QcowFs.Server;
+using Xunit;
+
+namespace QcowFs.Tests;
+
+public sealed class MountSettingsTests
+{
+    [Fact]
+    public void Defaults_are_those_of_the_contract()
+    {
+        MountSettings settings = Read();
+        Assert.False(settings.IsWritable);
+        Assert.Null(settings.Open.Format);
+        Assert.Equal(ReferencePolicy.Directory, settings.Open.References);
+        Assert.Equal(32L << 20, settings.Open.CacheSize);
+        Assert.False(settings.Open.DirectIo);
+        Assert.Equal(0x100u, settings.Tree.FileMode);
+        Assert.False(settings.Tree.AlwaysDirect);
+        Assert.Equal(0, settings.ThreadCount);
+        Assert.False(settings.StaysInForeground || settings.OthersAllowed || settings.MayCoverFiles);
+        Assert.Null(settings.LogFile);
+    }
+
+    [Fact]
+    public void Options_reach_their_place()
+    {
+        MountSettings settings = Read(
+            "-w", "-f", "raw", "--allow-references=all", "--allow-other", "--uid=7", "--gid=8", "--mode=0640", "--cache-size=64M",
+            "--cache=none", "--threads=3", "--direct-io=on", "--log=x.log", "--foreground", "--nonempty", "-o", "noexec,noatime");
+        Assert.True(settings.IsWritable && settings.Open.Writable);
+        Assert.Equal("raw", settings.Open.Format);
+        Assert.Equal(ReferencePolicy.All, settings.Open.References);
+        Assert.True(settings.OthersAllowed);
+        Assert.Equal(7u, settings.Tree.Uid);
+        Assert.Equal(8u, settings.Tree.Gid);
+        Assert.Equal(0x1A0u, settings.Tree.FileMode);
+        Assert.Equal(64L << 20, settings.Open.CacheSize);
+        Assert.True(settings.Open.DirectIo);
+        Assert.Equal(3, settings.ThreadCount);
+        Assert.True(settings.Tree.AlwaysDirect);
+        Assert.Equal("x.log", settings.LogFile);
+        Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);
+    }
+
+    [Fact]
+    public void Writable_files_are_0600() => Assert.Equal(0x180u, Read("-o", "writable").Tree.FileMode);
+
+    [Theory]
+    [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
+    [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
+    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2", "-f", "vmdk")]
+    [InlineData("--allow-references: \"some\" is not one of its values; use none, dir, all", "--allow-references=some")]
+    [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
+    [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]
+    [InlineData("--cache-size: 4096 bytes are too few; give at least 1M", "--cache-size=4k")]
+    [InlineData("--threads: \"0\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=0")]
+    [InlineData("--threads: \"x\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=x")]
+    [InlineData("--mode: \"0888\" is not an octal mode up to 0777; give one such as 0640", "--mode=0888")]
+    [InlineData("--mode: \"1777\" is not an octal mode up to 0777; give one such as 0640", "--mode=1777")]
+    [InlineData("--uid: \"root\" is not a number from 0 to 4294967294; see \"qcowfs mount --help\"", "--uid=root")]
+    public void Wrong_usage(string message, params string[] words)
+    {
+        CommandFailure failure = Assert.Throws<CommandFailure>(() => Read(words));
+        Assert.Equal(message, failure.Message);
+        Assert.Equal(64, failure.ExitCode);
+    }
+
+    private static MountSettings Read(params string[] words) =>
+        MountSettings.From(LineParser.Parse(MountCommand.Table, [.. words, "disk.img", "/mnt"]));
+}
