@@ -17,6 +17,20 @@ internal interface IImageFormat
     /// <summary>Reads and checks what describes the image. The file stays the caller's. Faults:
     /// <see cref="ImageFormatException"/>, <see cref="StorageException"/>.</summary>
     IImageLayer Read(IStorage file);
+
+    /// <summary>Judges a request for a new image before any file is made. Faults: <see cref="ImageOptionException"/>.</summary>
+    IImageBlueprint Design(ImageRequest request, CreateOptions options);
+}
+
+/// <summary>A new image of which all is decided.</summary>
+internal interface IImageBlueprint
+{
+    /// <summary>Name of an external data file, seen from the image's directory, that must be made too; or null.</summary>
+    string? DataFileName { get; }
+
+    /// <summary>Writes the image into empty files and makes their content durable. A crash before this returns leaves no file that
+    /// would be taken for an image.</summary>
+    void Build(IStorage file, IStorage? dataFile);
 }
 
 /// <summary>One image file whose description was understood, not yet an open disk.</summary>

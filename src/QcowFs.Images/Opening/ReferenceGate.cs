@@ -1,6 +1,7 @@
 // The one gate for every name that comes out of an image: nothing named inside an image is opened except here.
 //   G1. A name that is a protocol or a json: description is never followed, whatever the policy.
-//   G2. A relative name starts at the directory of the image that holds it, as in QEMU.
+//   G2. A relative name starts at the directory of the image that holds it, as in QEMU (whose data files start at the working
+//       directory instead; the format says what we do).
 //   G3. With the policy Directory everything stays beneath one root, the directory of the image that the user named; the root does
 //       not move along a chain. The kernel walks the path and refuses to leave the root in the same step that opens the file, so
 //       neither a symbolic link nor a change of the tree between check and open leads out.

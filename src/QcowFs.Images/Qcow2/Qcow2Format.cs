@@ -13,6 +13,9 @@ internal sealed class Qcow2Format : IImageFormat
 
     public IImageLayer Read(IStorage file) => new Qcow2Layer(Qcow2HeaderReader.Read(file), file);
 
+    public IImageBlueprint Design(ImageRequest request, CreateOptions options) =>
+        new Qcow2Blueprint(Qcow2CreateOptions.Parse(request, options));
+
     private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IImageLayer
     {
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
@@ -27,11 +30,18 @@ internal sealed class Qcow2Format : IImageFormat
         public CheckReport Check() => Qcow2Checker.Check(file);
     }
 
+    private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint
+    {
+        public string? DataFileName => options.DataFileName;
+
+        public void Build(IStorage file, IStorage? dataFile) => Qcow2Creator.Create(file, dataFile, options);
+    }
+
     private static List<NamedReference> FindReferences(Qcow2Header header)
     {
         List<NamedReference> references = [];
-        if (header.HasExternalDataFile)
-            references.Add(new NamedReference(ReferenceKind.DataFile, header.DataFileName ?? "", "raw"));
+        if (header.HasExternalDataFile && header.DataFileName is not null)
+            references.Add(new NamedReference(ReferenceKind.DataFile, header.DataFileName, "raw"));
         if (header.BackingName is not null)
             references.Add(new NamedReference(ReferenceKind.Backing, header.BackingName, header.BackingFormat));
         return references;

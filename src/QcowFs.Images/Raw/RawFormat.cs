@@ -14,6 +14,25 @@ internal sealed class RawFormat : IImageFormat
 
     public IImageLayer Read(IStorage file) => new RawLayer(file);
 
+    public IImageBlueprint Design(ImageRequest request, CreateOptions options)
+    {
+        if (request.BackingName is not null)
+            throw new ImageOptionException("--backing", "a raw image has no backing file");
+        return new RawBlueprint(request.Size, options.TakePreallocation(withMetadata: false));
+    }
+
+    private sealed class RawBlueprint(long size, Preallocation preallocation) : IImageBlueprint
+    {
+        public string? DataFileName => null;
+
+        public void Build(IStorage file, IStorage? dataFile)
+        {
+            file.SetLength(size);
+            PreallocatedSpace.Fill(file, 0, size, preallocation);
+            file.Sync();
+        }
+    }
+
     private sealed class RawLayer(IStorage file) : IImageLayer
     {
         public IReadOnlyList<NamedReference> References => [];
