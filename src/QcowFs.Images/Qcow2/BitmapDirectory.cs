@@ -83,13 +83,16 @@ internal static class BitmapDirectory
         int nameLength = BinaryPrimitives.ReadUInt16BigEndian(entry[18..]);
         uint extraLength = BinaryPrimitives.ReadUInt32BigEndian(entry[20..]);
         bool valid = tableOffset > 0 && tableOffset < Qcow2Limits.MaxHostOffset && tableOffset % header.ClusterSize == 0
-            && tableEntries is > 0 and <= Qcow2Limits.MaxBitmapTableEntries && type == DirtyTrackingType
+            && tableEntries is > 0 and <= Qcow2Limits.MaxBitmapTableEntries
+            && (long)tableEntries << header.ClusterBits <= Qcow2Limits.MaxBitmapBytes && type == DirtyTrackingType
             && granularity is >= Qcow2Limits.MinBitmapGranularityBits and <= Qcow2Limits.MaxBitmapGranularityBits
-            && nameLength is > 0 and <= Qcow2Limits.MaxBitmapNameBytes && extraLength == 0;
+            && nameLength is > 0 and <= Qcow2Limits.MaxBitmapNameBytes && extraLength == 0
+            && (flags & ~(BitmapFlags.InUse | BitmapFlags.Auto)) == BitmapFlags.None
+            && (flags.HasFlag(BitmapFlags.InUse) || Covers(header, tableEntries, granularity));
         if (!valid)
         {
             throw Bad(file, at, $"an entry is malformed (table of {tableEntries} entries at byte {tableOffset}, type {type}, "
-                + $"granularity bits {granularity}, name of {nameLength} bytes, {extraLength} bytes of extra data)");
+                + $"flags {(uint)flags}, granularity bits {granularity}, name of {nameLength} bytes, {extraLength} bytes of extra data)");
         }
 
         size = Qcow2Bitmap.FixedSize + nameLength;
@@ -101,6 +104,10 @@ internal static class BitmapDirectory
         byte[] name = reader.Get(at, size)[Qcow2Bitmap.FixedSize..].ToArray();
         return new Qcow2Bitmap(at, tableOffset, tableEntries, flags, granularity, name);
     }
+
+    // A consistent bitmap has a bit for every byte of the disk, rounded to the granularity.
+    private static bool Covers(Qcow2Header header, long tableEntries, int granularity) =>
+        (tableEntries << header.ClusterBits << 3) >= (header.VirtualSize >> granularity);
 
     private static ImageFormatException Bad(IStorage file, long offset, string problem) =>
         new(file.Name, Structure, offset, problem, Qcow2HeaderReader.DamagedAdvice);

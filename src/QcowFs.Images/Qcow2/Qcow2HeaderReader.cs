@@ -233,15 +233,12 @@ internal readonly ref struct Qcow2HeaderReader
             $"size is {size}, expected at most the {covered} bytes that an L1 table of {l1Size} entries maps", DamagedAdvice);
     }
 
-    // A table that is there starts at a cluster behind the header. An offset without a table means nothing and may be anything.
+    // A table that is there starts at a cluster behind the header. As in QEMU, the offset of one that is not there is aligned too.
     private long TableOffset(Qcow2Header header, int at, string field, bool present)
     {
         ulong offset = UInt64(at);
-        if (!present)
-        {
+        if (!present && offset % (ulong)header.ClusterSize == 0)
             return 0;
-        }
-
         bool valid = offset >= (ulong)header.ClusterSize && offset < (ulong)Qcow2Limits.MaxHostOffset
             && offset % (ulong)header.ClusterSize == 0;
         return valid ? (long)offset : throw Bad(Structure, at, $"{field} is {offset}, expected a multiple of the cluster size "
@@ -333,7 +330,13 @@ internal readonly ref struct Qcow2HeaderReader
     private Qcow2Header WithNames(Qcow2Header header, int backingOffset)
     {
         int backingLength = (int)UInt32(Qcow2HeaderLayout.BackingNameLengthAt);
-        if (backingLength > 0 && header.HasExternalDataFile && header.DataFileIsRaw)
+        if (header.DataFileIsRaw && !header.HasExternalDataFile)
+        {
+            throw Bad(Structure, Qcow2HeaderLayout.AutoclearFeaturesAt,
+                "the external data file is marked raw, but there is none", DamagedAdvice);
+        }
+
+        if (backingLength > 0 && header.DataFileIsRaw)
         {
             throw Bad(Structure, Qcow2HeaderLayout.BackingNameOffsetAt,
                 "there is a backing file and a raw external data file, expected one of them", DamagedAdvice);
