@@ -13,16 +13,7 @@ internal static class ImageFacts
     // A map of a badly fragmented terabyte would fill memory; what lies beyond this is told in one coarse entry.
     internal const int MapLimit = 16 << 20;
 
-    public static byte[] Info(ImageInfo info) => Make(json =>
-    {
-        json.WriteStartObject();
-        json.WriteString("filename", info.Path);
-        json.WriteString("format", info.Format);
-        json.WriteNumber("virtual-size", info.VirtualSize);
-        if (info.BlockSize > 0) json.WriteNumber("cluster-size", info.BlockSize);
-        if (info.BackingName is not null) json.WriteString("backing-filename", info.BackingName);
-        json.WriteEndObject();
-    });
+    public static byte[] Info(ImageFileFacts facts) => Make(json => InfoJson.Write(json, facts));
 
     public static byte[] Map(IDiskImage disk, int limit = MapLimit) => Make(json =>
     {

@@ -7,6 +7,7 @@ namespace QcowFs.FileSystem;
 /// owner calls once, when no request can arrive any more.</summary>
 public sealed class MountedImage
 {
+    private readonly ImageFileFacts _facts;
     private readonly Func<HostFileFacts> _hostFile;
     private int _opens;
     private volatile bool _changed;
@@ -14,11 +15,13 @@ public sealed class MountedImage
     /// <summary>Takes over an open disk.</summary>
     /// <param name="name">The image's file name without directories; the tree names its files after it.</param>
     /// <param name="disk">The open disk.</param>
+    /// <param name="facts">Facts about the image file when it was opened.</param>
     /// <param name="hostFile">Facts of the image file now. It must not name the file by a path: the mount may cover it.</param>
-    public MountedImage(string name, IDiskImage disk, Func<HostFileFacts> hostFile)
+    public MountedImage(string name, IDiskImage disk, ImageFileFacts facts, Func<HostFileFacts> hostFile)
     {
         Name = name;
         Disk = disk;
+        _facts = facts;
         _hostFile = hostFile;
     }
 
@@ -33,7 +36,7 @@ public sealed class MountedImage
 
     internal HostFileFacts HostFile => _hostFile();
 
-    internal byte[] WriteInfo() => ImageFacts.Info(Disk.Info);
+    internal byte[] WriteInfo() => ImageFacts.Info(_facts with { ActualSize = HostFile.Blocks * HostFileFacts.BytesPerBlock });
 
     internal byte[] WriteMap() => ImageFacts.Map(Disk);
 

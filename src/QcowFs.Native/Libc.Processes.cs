@@ -14,9 +14,8 @@ public static unsafe partial class Libc
     private const short POSIX_SPAWN_SETSID = 0x80;
 
     /// <summary>
-    /// Starts a program as leader of a new session. Its standard input is /dev/null, descriptor 3 is <paramref name="inherited"/>,
-    /// standard output and error are ours; all higher descriptors are closed, so that it holds nothing of our caller's open.
-    /// Returns the process id.
+    /// Starts a program as leader of a new session. Its standard descriptors are /dev/null, descriptor 3 is
+    /// <paramref name="inherited"/>; all others are closed, so that it holds nothing of our caller's open.
     /// </summary>
     /// <param name="path">The program's file.</param>
     /// <param name="arguments">argv, the program's name first.</param>
@@ -39,8 +38,9 @@ public static unsafe partial class Libc
             envp = ToVector(environment);
             // These return the error number and leave errno alone.
             int failure = SpawnAttributesSetFlags(attributes, POSIX_SPAWN_SETSID);
-            if (failure == 0) failure = SpawnActionsAddOpen(actions, 0, "/dev/null", O_RDWR, 0);
             if (failure == 0) failure = SpawnActionsAddDuplicate(actions, inherited, firstClosed - 1);
+            for (int standard = 0; standard < firstClosed - 1 && failure == 0; standard++)
+                failure = SpawnActionsAddOpen(actions, standard, "/dev/null", O_RDWR, 0);
             if (failure == 0) failure = SpawnActionsAddCloseFrom(actions, firstClosed);
             int child = 0;
             if (failure == 0) failure = PosixSpawn(&child, path, actions, attributes, argv, envp);
@@ -75,10 +75,6 @@ public static unsafe partial class Libc
         writeEnd = ends[1];
         return result == 0 ? Errno.None : LastErrno;
     }
-
-    /// <summary>dup2(2).</summary>
-    [LibraryImport(LibraryName, EntryPoint = "dup2", SetLastError = true)]
-    public static partial int Duplicate(int fd, int target);
 
     /// <summary>kill(2).</summary>
     [LibraryImport(LibraryName, EntryPoint = "kill", SetLastError = true)]

@@ -14,7 +14,8 @@ internal static class ErrorLine
     {
         string line = fault switch
         {
-            CommandFailure or ImageFormatException => fault.Message,
+            CommandFailure or ImageFormatException or ImageInUseException => fault.Message,
+            ImageOptionException => $"{fault.Message}; see \"qcowfs create --help\"",
             StorageException storage => $"{storage.Path}: {Problem(storage)}; {Advice(storage)}",
             FuseMountException mount => $"{mount.Path}: {mount.Message}; {mount.Advice}",
             FuseProtocolException => $"/dev/fuse: {fault.Message}; use a kernel with FUSE 7.31 or newer",

@@ -1,15 +1,22 @@
-// What commands print for programs.
+// What commands print, for people and for programs.
 using System.Text.Json;
-using QcowFs.CommandLine;
 
 namespace QcowFs;
 
-/// <summary>The --json option and what it prints.</summary>
+/// <summary>What commands print.</summary>
 internal static class Output
 {
-    public static readonly Option Json = new("json", "print JSON");
-
     private static readonly JsonWriterOptions Indented = new() { Indented = true };
+
+    /// <summary>Text for a terminal: names inside images may hold control characters, which must not reach it.</summary>
+    public static string Safe(string text)
+    {
+        foreach (char c in text)
+            if (char.IsControl(c)) return string.Concat(text.Select(Escape));
+        return text;
+
+        static string Escape(char c) => char.IsControl(c) ? $"\\x{(int)c:x2}" : c.ToString();
+    }
 
     /// <summary>Prints one JSON value and a newline, as it is written: a large map is never held as a whole.</summary>
     public static void WriteJson(Action<Utf8JsonWriter> write)

@@ -1,12 +1,18 @@
 // Entry point: finds the command, runs it, and turns whatever ends it into one line and an exit code.
 using QcowFs.CommandLine;
 using QcowFs.Commands;
+using QcowFs.Images;
+using QcowFs.Server;
 
 namespace QcowFs;
 
 internal static class Program
 {
-    private static readonly Command[] Commands = [MountCommand.Table, UmountCommand.Table, ListCommand.Table];
+    private static readonly Command[] Commands =
+    [
+        MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
+        CreateCommand.Table, MapCommand.Table,
+    ];
 
     private static int Main(string[] words)
     {
@@ -16,8 +22,15 @@ internal static class Program
         }
         catch (Exception fault) // the one place where everything ends
         {
-            Console.Error.WriteLine("qcowfs: " + ErrorLine.For(fault));
-            return fault is CommandFailure failure ? failure.ExitCode : ExitCode.Failed;
+            string line = "qcowfs: " + ErrorLine.For(fault);
+            if (Launcher.IsServer) Launcher.ReportFailure(line);
+            else Console.Error.WriteLine(line);
+            return fault switch
+            {
+                CommandFailure failure => failure.ExitCode,
+                ImageOptionException => ExitCode.WrongUsage,
+                _ => ExitCode.Failed,
+            };
         }
     }
 

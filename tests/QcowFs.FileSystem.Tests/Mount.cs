@@ -12,6 +12,24 @@ internal sealed class Mount
 {
     public static readonly DateTimeOffset HostTime = new(2024, 5, 6, 7, 8, 9, TimeSpan.Zero);
 
+    public static readonly QcowFs.Images.ImageFileFacts Facts = new()
+    {
+        Path = "dir/disk.qcow2",
+        Format = "qcow2",
+        VirtualSize = 1 << 20,
+        ClusterSize = 65536,
+        BackingName = "base",
+        FullBackingName = "dir/base",
+        BackingFormat = "raw",
+        Snapshots = [new("1", "before", 0, 1700000000, 5, 1_500_000_000, null, 1 << 20)],
+        FormatSpecific =
+        [
+            new("compat", "1.1"), new("lazy-refcounts", false), new("refcount-bits", 16L),
+            new("bitmaps", new List<IReadOnlyList<QcowFs.Images.FormatFact>> { new QcowFs.Images.FormatFact[] { new("flags", new List<string> { "auto" }), new("name", "b") } }),
+        ],
+        Lock = new("qcowfs (process 1)", true),
+    };
+
     public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false)
     {
         Disk = disk;
@@ -22,7 +40,7 @@ internal sealed class Mount
             FileMode = mode ?? (disk.IsReadOnly ? 0x100u : 0x180u),
             AlwaysDirect = alwaysDirect,
         };
-        Image = new MountedImage("disk.qcow2", disk, () => new HostFileFacts(77, HostTime));
+        Image = new MountedImage("disk.qcow2", disk, Facts, () => new HostFileFacts(77, HostTime));
         System = rootIsDisk
             ? DiskFileSystem.ForFile(Image, settings)
             : DiskFileSystem.ForDirectory(Image, settings, TimeProvider.System);

@@ -146,6 +146,24 @@ public sealed class TreeTests
     }
 
     [Fact]
+    public void Info_has_qemus_keys_and_ours()
+    {
+        const string expected =
+            """{"filename":"dir/disk.qcow2","format":"qcow2","virtual-size":1048576,"actual-size":39424,"cluster-size":65536,"""
+            + """ "backing-filename":"base","full-backing-filename":"dir/base","backing-filename-format":"raw","""
+            + """ "snapshots":[{"id":"1","name":"before","vm-state-size":0,"date-sec":1700000000,"date-nsec":5,"vm-clock-sec":1,"""
+            + """ "vm-clock-nsec":500000000,"disk-size":1048576}],"""
+            + """ "format-specific":{"type":"qcow2","data":{"compat":"1.1","lazy-refcounts":false,"refcount-bits":16,"""
+            + """ "bitmaps":[{"flags":["auto"],"name":"b"}]}},"dirty-flag":false,"log":null,"""
+            + """ "lock":{"holder":"qcowfs (process 1)","writes":true}}""";
+        using JsonDocument wanted = JsonDocument.Parse(expected);
+        using JsonDocument found = JsonDocument.Parse(new Mount(new MemoryDisk(Size)).ReadText(".qcowfs/disk.qcow2/info.json"));
+        Assert.True(JsonElement.DeepEquals(wanted.RootElement, found.RootElement), found.RootElement.ToString());
+        Assert.Equal(
+            wanted.RootElement.EnumerateObject().Select(p => p.Name), found.RootElement.EnumerateObject().Select(p => p.Name));
+    }
+
+    [Fact]
     public void A_map_beyond_the_limit_ends_in_one_coarse_entry_with_a_note()
     {
         MemoryDisk disk = new(Size, readOnly: true);

@@ -20,6 +20,9 @@ internal sealed record Option(string Name, string Help, string? ValueName = null
     /// <summary>One-letter form, or none.</summary>
     public char Short { get; init; }
 
+    /// <summary>Given again, its values are joined by commas; else the last one counts.</summary>
+    public bool Repeats { get; init; }
+
     /// <summary>The value may be left out.</summary>
     public bool ValueIsOptional { get; init; }
 
@@ -45,7 +48,14 @@ internal sealed record Command(
     /// <summary>The option whose value is a mount(8) list, each entry naming one of the other options; null: none.</summary>
     public Option? ListOption { get; init; }
 
-    public int RequiredOperands => Operands.Count(o => !o.StartsWith('['));
+    public int RequiredOperands
+    {
+        get
+        {
+            int optional = Array.FindIndex(Operands, o => o.StartsWith('['));
+            return optional < 0 ? Operands.Length : optional;
+        }
+    }
 
     public string HelpHint => $"see \"qcowfs {Name} --help\"";
 }

@@ -19,8 +19,9 @@ internal sealed class ParsedLine(Command command)
     /// <summary>The value given, or null where the option or its value is absent.</summary>
     public string? Value(Option option) => _given.GetValueOrDefault(option);
 
-    /// <summary>Takes an option; given twice, the last one counts.</summary>
-    public void Set(Option option, string? value) => _given[option] = value;
+    /// <summary>Takes an option.</summary>
+    public void Set(Option option, string? value) =>
+        _given[option] = option.Repeats && _given.TryGetValue(option, out string? before) ? $"{before},{value}" : value;
 
     /// <summary>A size option's bytes, or null where it was not given.</summary>
     public long? Size(Option option)

@@ -9,7 +9,7 @@ namespace QcowFs.Commands;
 /// <summary>Lists our mounts and what they hold.</summary>
 internal static class ListCommand
 {
-    public static Command Table { get; } = new("list", "list the mounts and what they hold", [], [Output.Json], Run);
+    public static Command Table { get; } = new("list", "list the mounts and what they hold", [], [ImageOptions.Json], Run);
 
     private static int Run(ParsedLine line)
     {
@@ -25,7 +25,7 @@ internal static class ListCommand
                 json.WriteEndObject();
             })));
         }
-        if (line.Has(Output.Json)) Output.WriteJson(json => WriteAll(json, found));
+        if (line.Has(ImageOptions.Json)) Output.WriteJson(json => WriteAll(json, found));
         else foreach ((MountEntry mount, JsonDocument? status) in found) Print(mount, status);
         foreach ((_, JsonDocument? status) in found) status?.Dispose();
         return ExitCode.Done;

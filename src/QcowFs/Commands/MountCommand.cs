@@ -24,7 +24,7 @@ internal static class MountCommand
     {
         MountSettings settings = MountSettings.From(line);
         if (settings.StaysInForeground) return MountServer.Run(settings, () => true);
-        return Launcher.IsServer()
+        return Launcher.IsServer
             ? MountServer.Run(settings, Launcher.ReportReady)
             : Launcher.Launch(Environment.GetCommandLineArgs().AsSpan(1).ToArray(), settings.MountPoint);
     }

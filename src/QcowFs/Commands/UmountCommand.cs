@@ -13,7 +13,7 @@ internal static class UmountCommand
     private static readonly Option Lazy = new("lazy", "detach at once, then wait for the last close");
 
     public static Command Table { get; } = new(
-        "umount", "unmount, wait until all is on stable storage, and say what was done", ["MOUNTPOINT"], [Lazy, Output.Json], Run);
+        "umount", "unmount, wait until all is on stable storage, and say what was done", ["MOUNTPOINT"], [Lazy, ImageOptions.Json], Run);
 
     private static int Run(ParsedLine line)
     {
@@ -24,7 +24,7 @@ internal static class UmountCommand
         MountEntry mount = MountTable.FindTop(path) ?? throw new CommandFailure(given, "nothing is mounted there", "see \"qcowfs list\"");
         if (!mount.IsOurs) throw new CommandFailure(given, $"the mount there is {mount.Type}, not ours", $"run \"umount {given}\"");
         Receipt receipt = Unmount(given, mount, line.Has(Lazy));
-        if (line.Has(Output.Json)) Output.WriteJson(receipt.Write);
+        if (line.Has(ImageOptions.Json)) Output.WriteJson(receipt.Write);
         else foreach (string text in receipt.Lines()) Console.Out.WriteLine(text);
         foreach (FileSystem.ImageReceipt image in receipt.Images)
         {
@@ -41,11 +41,13 @@ internal static class UmountCommand
         List<string> holders = [];
         for (int attempt = 0; attempt < attempts; attempt++)
         {
+            bool again = attempt > 0;
             using JsonDocument? answer = ControlClient.Ask(mount, json =>
             {
                 json.WriteStartObject();
                 json.WriteString("command", "umount");
                 json.WriteBoolean("lazy", lazy);
+                json.WriteBoolean("again", again);
                 json.WriteEndObject();
             });
             if (answer is null) throw WithoutServer(given, mount);
@@ -54,7 +56,6 @@ internal static class UmountCommand
                 throw new CommandFailure(given, error.GetString()!, answer.RootElement.GetProperty("advice").GetString()!);
             holders = Holders.Find(mount);
             if (holders.Count > 0) break;
-            Thread.Sleep(100);
         }
         string who = holders.Count > 0 ? string.Join(", ", holders) : "a process that you may not see";
         throw new CommandFailure(given, $"in use by {who}", "end that first, or give --lazy");

@@ -11,12 +11,14 @@ internal sealed class ControlServer : IDisposable
 {
     private static readonly TimeSpan AnswerTimeout = TimeSpan.FromSeconds(10);
 
+    private static readonly TimeSpan AcceptRetryInterval = TimeSpan.FromMilliseconds(100);
+
     private readonly Socket _listener;
     private readonly string _path;
     private readonly Action<JsonElement, Utf8JsonWriter> _answer;
     private readonly Lock _gate = new(); // guards _talking
     private readonly List<Thread> _talking = [];
-    private volatile bool _closing;
+    private readonly ManualResetEventSlim _closing = new(false);
 
     /// <summary>Listens at a path. <paramref name="answer"/> is called for each request and writes one object.</summary>
     public ControlServer(string path, Action<JsonElement, Utf8JsonWriter> answer)
@@ -41,7 +43,7 @@ internal sealed class ControlServer : IDisposable
     /// <summary>Takes no more requests and waits, within reason, until those in hand have their answer.</summary>
     public void Dispose()
     {
-        _closing = true;
+        _closing.Set();
         File.Delete(_path);
         _listener.Dispose();
         Thread[] talking;
@@ -51,7 +53,7 @@ internal sealed class ControlServer : IDisposable
 
     private void AcceptAll()
     {
-        while (!_closing)
+        while (!_closing.IsSet)
         {
             Socket peer;
             try
@@ -60,8 +62,8 @@ internal sealed class ControlServer : IDisposable
             }
             catch (Exception fault) when (fault is SocketException or ObjectDisposedException)
             {
-                if (_closing) return;
-                Thread.Sleep(100); // out of descriptors, most likely: the mount matters more than a new request
+                // Out of descriptors, most likely: the mount matters more than a new request.
+                if (_closing.Wait(AcceptRetryInterval)) return;
                 continue;
             }
             Thread thread = new(() => Talk(peer)) { IsBackground = true, Name = "control request" };

@@ -1,9 +1,10 @@
 // Starting the background server and learning whether the mount answers.
 //
 // The server is this program again with the same command line, so that `ps` shows what is mounted where; an environment variable
-// tells it what it is. Descriptor 3 of the server is a pipe: one byte says that the mount answers. If the pipe ends without it,
-// the server has said why on the standard error that it still shares with us, and its exit code is ours.
+// tells it what it is. Its standard descriptors are /dev/null from the start: the runtime duplicates them when it begins, so ours
+// could not be let go of later. Descriptor 3 is a pipe to us, which carries one byte when the mount answers, or the error line.
 using System.Collections;
+using System.Text;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 
@@ -13,15 +14,14 @@ namespace QcowFs.Server;
 internal static class Launcher
 {
     private const string Mark = "_QCOWFS_SERVER";
-    private const int ReadyDescriptor = 3;
+    private const int AnswerDescriptor = 3;
+    private const byte Ready = (byte)'1';
+    private const byte NotReady = (byte)'0';
 
-    /// <summary>Whether this process was started as the server. The mark is taken away, so that children do not inherit it.</summary>
-    public static bool IsServer()
-    {
-        bool marked = Environment.GetEnvironmentVariable(Mark) is not null;
-        if (marked) Environment.SetEnvironmentVariable(Mark, null);
-        return marked;
-    }
+    private static SafeFileHandle? Answer; // the server's end, until it is used
+
+    /// <summary>Whether this process was started as the server.</summary>
+    public static bool IsServer { get; } = TakeMark();
 
     /// <summary>Starts the server and waits until the mount answers or the server has ended; gives the exit code.</summary>
     public static int Launch(IReadOnlyList<string> words, string mountPoint)
@@ -39,33 +39,46 @@ internal static class Launcher
         if (errno != Errno.None)
             throw new CommandFailure(mountPoint, "the server does not start: " + ErrnoText.Describe(errno), "reinstall qcowfs");
         using FileStream pipe = new(answer, FileAccess.Read, bufferSize: 0);
-        if (pipe.ReadByte() >= 0) return ExitCode.Done;
+        if (pipe.ReadByte() == Ready) return ExitCode.Done;
+        using StreamReader rest = new(pipe);
+        string error = rest.ReadToEnd();
+        Console.Error.Write(error);
         int status = Libc.WaitFor(pid);
         int signal = status & 0x7F;
-        return signal == 0
+        return signal == 0 && error.Length > 0
             ? (status >> 8) & 0xFF
-            : throw new CommandFailure(mountPoint, $"the server was ended by signal {signal}", "see dmesg");
+            : throw new CommandFailure(mountPoint, $"the server ended without a word (status {status})", "see dmesg");
     }
 
-    /// <summary>Server side: lets go of the terminal and of everything else that the caller gave us, then reports that the mount answers.
-    /// False: the caller has gone in the meantime and nobody knows of this mount.</summary>
-    public static bool ReportReady()
+    /// <summary>Server side: reports that the mount answers. False: the caller has gone in the meantime, and nobody knows of this
+    /// mount.</summary>
+    public static bool ReportReady() => Report([Ready]);
+
+    /// <summary>Server side: passes on the error line, if the caller still waits for one.</summary>
+    public static void ReportFailure(string line) => Report([NotReady, .. Encoding.UTF8.GetBytes(line + "\n")]);
+
+    private static bool Report(ReadOnlySpan<byte> message)
     {
-        using SafeFileHandle answer = new(ReadyDescriptor, ownsHandle: true);
-        int nowhere = Libc.Open("/dev/null", Libc.O_RDWR | Libc.O_CLOEXEC, 0);
-        // Before the answer: once it is out, whoever reads the command's output must see its end.
-        for (int standard = 0; standard < 3; standard++) _ = Libc.Duplicate(nowhere, standard);
-        _ = Libc.Close(nowhere);
+        if (Interlocked.Exchange(ref Answer, null) is not { } answer) return false;
         try
         {
             using FileStream pipe = new(answer, FileAccess.Write, bufferSize: 0);
-            pipe.WriteByte((byte)'1');
+            pipe.Write(message);
             return true;
         }
         catch (IOException)
         {
             return false;
         }
+    }
+
+    /// <summary>Takes the mark away, so that children do not inherit it.</summary>
+    private static bool TakeMark()
+    {
+        if (Environment.GetEnvironmentVariable(Mark) is null) return false;
+        Environment.SetEnvironmentVariable(Mark, null);
+        Answer = new SafeFileHandle(AnswerDescriptor, ownsHandle: true);
+        return true;
     }
 
     /// <summary>argv as far as it names the program: itself, or the runtime's host and our assembly.</summary>

@@ -5,6 +5,7 @@
 // M3. Nothing here names a path below the mount point once the mount exists: that would wait for ourselves.
 using System.Runtime.InteropServices;
 using System.Text.Json;
+using QcowFs.CommandLine;
 using QcowFs.FileSystem;
 using QcowFs.Fuse;
 using QcowFs.Images;
@@ -16,6 +17,9 @@ namespace QcowFs.Server;
 /// <summary>Serves one mount from start to end.</summary>
 internal sealed class MountServer : IDisposable
 {
+    // Between attempts of one `qcowfs umount`, whose caller sees nobody that holds the mount.
+    private static readonly TimeSpan RetryInterval = TimeSpan.FromMilliseconds(100);
+
     private readonly MountSettings _settings;
     private readonly MountPoint _mountPoint;
     private readonly string _source; // absolute
@@ -38,8 +42,13 @@ internal sealed class MountServer : IDisposable
         _log = new ServerLog(log, _mountPoint.Path, TimeProvider.System);
         _source = Path.GetFullPath(settings.Source);
         _hostFile = HostFiles.Open(settings.Source, StorageAccess.Read);
-        IDiskImage disk = ImageSource.Open(settings.Source, settings.Open with { Log = _log.Write });
-        _image = new MountedImage(Path.GetFileName(settings.Source), disk, HostFacts);
+        // Read before the mount exists (M3), with ourselves as who has it open.
+        ImageFileFacts facts = ImageOptions.Opener.ReadInfo(settings.Source, settings.Open.Format) with
+        {
+            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.IsWritable),
+        };
+        IDiskImage disk = ImageOptions.Opener.Open(settings.Source, settings.Open with { Log = _log.Write });
+        _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
         _fileSystem = _mountPoint.IsFile
             ? DiskFileSystem.ForFile(_image, settings.Tree)
             : DiskFileSystem.ForDirectory(_image, settings.Tree, TimeProvider.System);
@@ -85,8 +94,9 @@ internal sealed class MountServer : IDisposable
             session.Start();
             return ServeUntilEnd(session, ready);
         }
-        catch
+        catch (Exception fault)
         {
+            _log.Write(ErrorLine.For(fault));
             Detach();
             throw;
         }
@@ -153,10 +163,9 @@ internal sealed class MountServer : IDisposable
 
     private HostFileFacts HostFacts()
     {
-        const int bytesPerBlock = 512;
         FileFacts facts = _hostFile.QueryFacts();
         return new HostFileFacts(
-            facts.AllocatedBytes / bytesPerBlock,
+            facts.AllocatedBytes / HostFileFacts.BytesPerBlock,
             DateTimeOffset.FromUnixTimeSeconds(facts.ModifiedSeconds).AddTicks(facts.ModifiedNanoseconds / 100));
     }
 
@@ -170,6 +179,7 @@ internal sealed class MountServer : IDisposable
                 WriteStatus(json);
                 break;
             case "umount":
+                if (request.GetProperty("again").GetBoolean()) _ended.Wait(RetryInterval);
                 Unmount(request.GetProperty("lazy").GetBoolean(), json);
                 break;
             default:

@@ -9,9 +9,6 @@ namespace QcowFs.Server;
 internal sealed record MountSettings
 {
     public static readonly Option Writable = new("writable", "allow writing; otherwise no byte of any image changes") { Short = 'w' };
-    public static readonly Option Format = new("format", "state the format: raw, qcow2; raw is never guessed", "FMT") { Short = 'f' };
-    public static readonly Option References = new(
-        "allow-references", "which files named inside the image may be opened: none, dir (its directory and below), all", "WHICH");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
     public static readonly Option Gid = new("gid", "group of the files", "N");
@@ -28,7 +25,7 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Format, References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
     ];
 
     public required string Source { get; init; }
@@ -86,21 +83,13 @@ internal sealed record MountSettings
         };
     }
 
-    /// <summary>The options of reading an image, which other commands share.</summary>
-    public static ReferencePolicy ReferencesFrom(ParsedLine line) => line.Choice(References, "none", "dir", "all") switch
-    {
-        "none" => ReferencePolicy.None,
-        "all" => ReferencePolicy.All,
-        _ => ReferencePolicy.Directory,
-    };
-
     private static OpenOptions OpenFrom(ParsedLine line, bool writable)
     {
         OpenOptions options = new()
         {
-            Format = line.Choice(Format, "raw", "qcow2"),
+            Format = ImageOptions.FormatOf(line),
             Writable = writable,
-            References = ReferencesFrom(line),
+            References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
         };
         return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;

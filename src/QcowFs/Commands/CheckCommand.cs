@@ -1,0 +1,91 @@
+// qcowfs check: consistency of an image, changing nothing.
+using System.Text.Json;
+using QcowFs.CommandLine;
+using QcowFs.Images;
+
+namespace QcowFs.Commands;
+
+/// <summary>Checks an image.</summary>
+internal static class CheckCommand
+{
+    public static Command Table { get; } = new(
+        "check", "check an image's consistency, changing nothing", ["IMAGE"], [ImageOptions.Format, ImageOptions.Json], Run)
+    {
+        Notes = "Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only.",
+    };
+
+    private static int Run(ParsedLine line)
+    {
+        string path = line.Operands[0];
+        CheckReport report = ImageOptions.Opener.Check(path, ImageOptions.FormatOf(line));
+        if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
+        else Print(path, report);
+        return report.ExitCode;
+    }
+
+    private static void Print(string path, CheckReport report)
+    {
+        foreach (CheckFinding finding in report.Findings)
+        {
+            string place = finding.Offset < 0 ? "" : $" at byte {finding.Offset}";
+            Console.Out.WriteLine(Output.Safe(
+                $"{SeverityName(finding.Severity)}: {finding.Structure}{place}: {finding.Message} (repair: {finding.Repair})"));
+        }
+        if (report.FindingsNotListed > 0) Console.Out.WriteLine($"... and {report.FindingsNotListed} more");
+        List<string> counts = [];
+        if (report.CheckErrors > 0) counts.Add($"{report.CheckErrors} not checked");
+        if (report.Corruptions > 0) counts.Add($"{report.Corruptions} corrupt");
+        if (report.Leaks > 0) counts.Add($"{report.Leaks} leaked");
+        Console.Out.WriteLine($"{Output.Safe(path)}: {(counts.Count == 0 ? "clean" : string.Join(", ", counts))}");
+        if (report.TotalClusters is > 0 and long total)
+        {
+            long allocated = report.AllocatedClusters ?? 0;
+            Console.Out.WriteLine($"{allocated} of {total} clusters allocated ({100.0 * allocated / total:0.0} %)");
+        }
+    }
+
+    private static void Write(Utf8JsonWriter json, string path, CheckReport report)
+    {
+        json.WriteStartObject();
+        json.WriteString("filename", path);
+        json.WriteString("format", report.Format);
+        json.WriteNumber("check-errors", report.CheckErrors);
+        json.WriteNumber("corruptions", report.Corruptions);
+        json.WriteNumber("leaks", report.Leaks);
+        json.WriteNumber("corruptions-fixed", report.CorruptionsFixed);
+        json.WriteNumber("leaks-fixed", report.LeaksFixed);
+        WriteNumber(json, "image-end-offset", report.ImageEndOffset);
+        WriteNumber(json, "total-clusters", report.TotalClusters);
+        WriteNumber(json, "allocated-clusters", report.AllocatedClusters);
+        WriteNumber(json, "compressed-clusters", report.CompressedClusters);
+        json.WriteStartArray("findings");
+        foreach (CheckFinding finding in report.Findings)
+        {
+            json.WriteStartObject();
+            json.WriteString("kind", finding.Kind);
+            json.WriteString("severity", SeverityName(finding.Severity));
+            json.WriteString("structure", finding.Structure);
+            json.WriteNumber("offset", finding.Offset);
+            json.WriteString("message", finding.Message);
+            json.WriteString("repair", finding.Repair);
+            json.WriteEndObject();
+        }
+        json.WriteEndArray();
+        json.WriteNumber("findings-not-listed", report.FindingsNotListed);
+        json.WriteEndObject();
+    }
+
+    private static void WriteNumber(Utf8JsonWriter json, string key, long? value)
+    {
+        if (value is { } number) json.WriteNumber(key, number);
+        else json.WriteNull(key);
+    }
+
+    private static string SeverityName(CheckSeverity severity) => severity switch
+    {
+        CheckSeverity.Leak => "leak",
+        CheckSeverity.Harmless => "harmless",
+        CheckSeverity.Corruption => "corruption",
+        _ => "unchecked",
+    };
+}
