@@ -376,6 +376,13 @@ internal readonly ref struct Qcow2HeaderReader
 
         RequireLength(extension, BitmapsExtension.Size, "bitmaps");
         uint count = UInt32(extension.DataOffset);
+        uint reserved = UInt32(extension.DataOffset + 4);
+        if (reserved != 0)
+        {
+            throw Bad(ExtensionStructure, extension.DataOffset + 4,
+                $"the reserved field of the bitmaps extension is {reserved}, expected 0", DamagedAdvice);
+        }
+
         ulong length = UInt64(extension.DataOffset + 8);
         ulong offset = UInt64(extension.DataOffset + 16);
         if (count is 0 or > Qcow2Limits.MaxBitmaps)

@@ -2,6 +2,7 @@
 // and the check ends in the class that qemu-img's check ends in. A failure names specimen and seed, which give the image again.
 // QCOWFS_FUZZ_ROUNDS makes it longer.
 using System.Diagnostics;
+using QcowFs.Images.Qcow2;
 using QcowFs.Images.Tests.Support;
 using QcowFs.Storage;
 using QcowFs.Testing;
@@ -78,9 +79,15 @@ public sealed class Qcow2FuzzTests : IDisposable
         try
         {
             CheckReport report = new ImageOpener(new OneImage(image)).Check("image");
-            // QEMU cannot check encrypted images without the key, and lets ranges begin a little past the end of the file.
-            bool known = (theirs == 1 && image[35] != 0)
-                || (theirs is 0 or 3 && report.ExitCode == 2 && report.Findings.Any(f => f.Kind == "out-of-range"));
+            bool known = theirs switch
+            {
+                // QEMU does not check encrypted images without the key, loads the contents of bitmaps before it checks, and gives up on
+                // an L1 table far outside the file.
+                1 => image[35] != 0 || HasBitmaps(image) || report.Findings.Any(f => f.Kind == "snapshot-l1"),
+                // It lets a range begin a little past the end of the file.
+                0 or 3 => report.ExitCode == 2 && report.Findings.Any(f => f.Kind == "out-of-range"),
+                _ => false,
+            };
             Assert.True(report.ExitCode == theirs || known,
                 $"ours {report.ExitCode}, theirs {theirs}; {string.Join(", ", report.Findings.Select(f => f.Kind).Distinct())}");
         }
@@ -90,6 +97,8 @@ public sealed class Qcow2FuzzTests : IDisposable
             return;
         }
     });
+
+    private static bool HasBitmaps(byte[] image) => Qcow2HeaderReader.Parse(image, "image").Bitmaps is not null;
 
     private void ForEach(int rounds, Action<byte[]> test)
     {
