@@ -38,14 +38,10 @@ internal static class BitmapDirectory
     public static IReadOnlyList<Qcow2Bitmap> Read(Qcow2Header header, IStorage file)
     {
         if (header.Bitmaps is not { } place)
-        {
             return [];
-        }
 
         if (place.DirectoryLength > file.Length - place.DirectoryOffset)
-        {
             throw Bad(file, place.DirectoryOffset, $"its {place.DirectoryLength} bytes reach past the end of the file at byte {file.Length}");
-        }
 
         WindowReader reader = new(file);
         List<Qcow2Bitmap> bitmaps = [];
@@ -53,9 +49,7 @@ internal static class BitmapDirectory
         for (long at = place.DirectoryOffset; at < end;)
         {
             if (bitmaps.Count == place.Count)
-            {
                 throw Bad(file, at, $"it holds more entries than the {place.Count} that the header states");
-            }
 
             Qcow2Bitmap bitmap = ReadEntry(header, file, reader, at, end, out int size);
             bitmaps.Add(bitmap);
@@ -70,9 +64,7 @@ internal static class BitmapDirectory
         Qcow2Header header, IStorage file, WindowReader reader, long at, long end, out int size)
     {
         if (end - at < Qcow2Bitmap.FixedSize)
-        {
             throw Bad(file, at, $"{end - at} bytes are left, too few for an entry");
-        }
 
         ReadOnlySpan<byte> entry = reader.Get(at, Qcow2Bitmap.FixedSize);
         long tableOffset = BinaryPrimitives.ReadInt64BigEndian(entry);
@@ -97,9 +89,7 @@ internal static class BitmapDirectory
 
         size = Qcow2Bitmap.FixedSize + nameLength;
         if (end - at < size)
-        {
             throw Bad(file, at, $"an entry of {size} bytes reaches past the directory's end at byte {end}");
-        }
 
         byte[] name = reader.Get(at, size)[Qcow2Bitmap.FixedSize..].ToArray();
         return new Qcow2Bitmap(at, tableOffset, tableEntries, flags, granularity, name);

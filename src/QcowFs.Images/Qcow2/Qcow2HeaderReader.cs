@@ -52,9 +52,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadClusterBits()
     {
         if (_bytes.IsEmpty)
-        {
             throw Bad(Structure, -1, "the file is empty", "a qcow2 image has at least a header; check the path");
-        }
 
         if (_bytes.Length < 4 || !HasMagic(_bytes))
         {
@@ -66,9 +64,7 @@ internal readonly ref struct Qcow2HeaderReader
         Need(Structure, 0, Qcow2HeaderLayout.Version2Length);
         uint version = UInt32(Qcow2HeaderLayout.VersionAt);
         if (version is not (2 or 3))
-        {
             throw Bad(Structure, Qcow2HeaderLayout.VersionAt, $"version is {version}, expected 2 or 3", NewerAdvice);
-        }
 
         uint clusterBits = UInt32(Qcow2HeaderLayout.ClusterBitsAt);
         if (clusterBits is < Qcow2Limits.MinClusterBits or > Qcow2Limits.MaxClusterBits)
@@ -116,9 +112,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadHeaderLength(int version, int clusterSize)
     {
         if (version < 3)
-        {
             return Qcow2HeaderLayout.Version2Length;
-        }
 
         Need(Structure, 0, Qcow2HeaderLayout.MinVersion3Length);
         uint length = UInt32(Qcow2HeaderLayout.HeaderLengthAt);
@@ -135,9 +129,7 @@ internal readonly ref struct Qcow2HeaderReader
     private IncompatibleFeatures ReadIncompatibleFeatures(int version, IReadOnlyList<FeatureName> names)
     {
         if (version < 3)
-        {
             return IncompatibleFeatures.None;
-        }
 
         IncompatibleFeatures features = (IncompatibleFeatures)UInt64(Qcow2HeaderLayout.IncompatibleFeaturesAt);
         IncompatibleFeatures unknown = features & ~IncompatibleFeatures.Known;
@@ -149,9 +141,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadRefcountOrder(int version)
     {
         if (version < 3)
-        {
             return Qcow2Limits.Version2RefcountOrder;
-        }
 
         uint order = UInt32(Qcow2HeaderLayout.RefcountOrderAt);
         return order <= Qcow2Limits.MaxRefcountOrder ? (int)order : throw Bad(Structure, Qcow2HeaderLayout.RefcountOrderAt,
@@ -222,9 +212,7 @@ internal readonly ref struct Qcow2HeaderReader
         uint l1Size = UInt32(Qcow2HeaderLayout.L1SizeAt);
         const uint maxL1Size = Qcow2Limits.MaxL1Bytes / L1Entry.Size;
         if (l1Size > maxL1Size)
-        {
             throw Bad(Structure, Qcow2HeaderLayout.L1SizeAt, $"l1_size is {l1Size}, expected at most {maxL1Size} (32 MiB)", DamagedAdvice);
-        }
 
         // At most 2^22 entries of at most 2^39 bytes each: what passes fits into 62 bits.
         ulong size = UInt64(Qcow2HeaderLayout.VirtualSizeAt);
@@ -256,9 +244,7 @@ internal readonly ref struct Qcow2HeaderReader
         }
 
         if (offset == 0)
-        {
             return 0;
-        }
 
         if (offset < (ulong)headerLength || offset > (ulong)clusterSize)
         {
@@ -291,9 +277,7 @@ internal readonly ref struct Qcow2HeaderReader
             Need(ExtensionStructure, at, Qcow2HeaderLayout.ExtensionHeadLength);
             HeaderExtensionType type = (HeaderExtensionType)UInt32(at);
             if (type == HeaderExtensionType.End)
-            {
                 break;
-            }
 
             uint length = UInt32(at + 4);
             int room = end - at - Qcow2HeaderLayout.ExtensionHeadLength;
@@ -317,14 +301,10 @@ internal readonly ref struct Qcow2HeaderReader
     private void RequireOnce(List<HeaderExtension> extensions, HeaderExtensionType type, int at)
     {
         if (Enum.IsDefined(type) && extensions.Exists(e => e.Type == type))
-        {
             throw Bad(ExtensionStructure, at, $"extension 0x{(uint)type:x8} occurs twice, expected once", DamagedAdvice);
-        }
 
         if (extensions.Count == Qcow2Limits.MaxExtensions)
-        {
             throw Bad(ExtensionStructure, at, $"there are more than {Qcow2Limits.MaxExtensions} extensions", DamagedAdvice);
-        }
     }
 
     private Qcow2Header WithNames(Qcow2Header header, int backingOffset)
@@ -356,9 +336,7 @@ internal readonly ref struct Qcow2HeaderReader
     {
         HeaderExtension? extension = header.FindExtension(type);
         if (extension is null || extension.Data.Length == 0)
-        {
             return null;
-        }
 
         return extension.Data.Length <= maxLength ? Encoding.UTF8.GetString(extension.Data) : throw Bad(ExtensionStructure,
             extension.Offset, $"the name in extension 0x{(uint)type:x8} is {extension.Data.Length} bytes long, expected at most {maxLength}",
@@ -370,9 +348,7 @@ internal readonly ref struct Qcow2HeaderReader
     {
         HeaderExtension? extension = header.FindExtension(HeaderExtensionType.Bitmaps);
         if (extension is null || !header.AutoclearFeatures.HasFlag(AutoclearFeatures.Bitmaps))
-        {
             return null;
-        }
 
         RequireLength(extension, BitmapsExtension.Size, "bitmaps");
         uint count = UInt32(extension.DataOffset);
@@ -412,9 +388,7 @@ internal readonly ref struct Qcow2HeaderReader
         }
 
         if (extension is null)
-        {
             return null;
-        }
 
         RequireLength(extension, CryptoHeaderExtension.Size, "crypto header");
         long offset = TableOffset(header, extension.DataOffset, "the crypto header's offset", present: true);
