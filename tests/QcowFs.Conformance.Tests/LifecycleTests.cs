@@ -61,7 +61,7 @@ public sealed class LifecycleTests
         // The image itself may be the mount point.
         box.QcowFs(["mount", .. stated, image, image]).Expect();
         Assert.Equal("67108864", box.Run("stat", "-c", "%s", image).Expect());
-        Assert.Equal("hello", box.Shell($"dd if={image} bs=1M skip=3 count=1 status=none | head -c 5").Expect());
+        Assert.Equal("hello", box.Shell($"dd if={image} bs=5 skip=3M count=1 iflag=skip_bytes status=none").Expect());
         box.QcowFs("umount", image).Expect();
     }
 
@@ -116,7 +116,7 @@ public sealed class LifecycleTests
         Assert.Equal("open", holder.StandardOutput.ReadLine());
         Assert.Equal(
             $"qcowfs: m: in use by bash (process {holder.Id}); end that first, or give --lazy", box.QcowFs("umount", "m").ExpectError());
-        using Process umount = box.Start(Tools.Program, "umount", "--lazy", "m");
+        using Process umount = box.Start(Sandbox.Program, "umount", "--lazy", "m");
         while (box.Run("mountpoint", "-q", "m").ExitCode == 0)
         {
         }
@@ -153,7 +153,7 @@ public sealed class LifecycleTests
         using Sandbox box = new();
         string image = box.Make("qcow2", "64M");
         box.MakeDirectory("m");
-        using Process server = box.Start(Tools.Program, "mount", "-w", "--foreground", image, "m");
+        using Process server = box.Start(Sandbox.Program, "mount", "-w", "--foreground", image, "m");
         while (box.Run("mountpoint", "-q", "m").ExitCode != 0) Assert.False(server.HasExited);
         using Process holder = box.Start("bash", "-c", $"exec 3<>m/{image}.raw; echo open; read wait; echo -n abc >&3; exec 3>&-; read wait");
         Assert.Equal("open", holder.StandardOutput.ReadLine());
