@@ -81,7 +81,9 @@ public sealed class FuseMount : IDisposable
     private static unsafe uint ModeOf(string mountPoint)
     {
         StatxData facts;
-        Errno errno = Libc.Statx(Libc.AT_FDCWD, mountPoint, Libc.AT_STATX_DONT_SYNC, Libc.STATX_BASIC_STATS, &facts) == 0
+        // The kernel is made to ask whoever serves the place now: a mount whose server has died says so only then, and would
+        // otherwise be covered by ours.
+        Errno errno = Libc.Statx(Libc.AT_FDCWD, mountPoint, 0, Libc.STATX_BASIC_STATS, &facts) == 0
             ? Errno.None
             : Libc.LastErrno;
         return errno switch

@@ -61,7 +61,7 @@ public sealed record SnapshotFacts(string Id, string Name, ulong VmStateSize, lo
 
 /// <summary>One fact that only a certain format has.</summary>
 /// <param name="Key">Its key in JSON.</param>
-/// <param name="Value">A string, a bool, a long, a list of strings, or a list of lists of facts.</param>
+/// <param name="Value">A string, a bool, a long, a list of strings, a list of facts (an object), or a list of such lists.</param>
 public readonly record struct FormatFact(string Key, object Value);
 
 /// <summary>Who uses an image file, by QEMU's locks.</summary>

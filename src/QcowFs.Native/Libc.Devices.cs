@@ -5,9 +5,6 @@ namespace QcowFs.Native;
 
 public static unsafe partial class Libc
 {
-    /// <summary>statx: answer from what the kernel has cached, so that a hung mount there does not hang the caller.</summary>
-    public const int AT_STATX_DONT_SYNC = 0x4000;
-
     /// <summary>mount: read-only.</summary>
     public const nuint MS_RDONLY = 1;
     /// <summary>mount: set-user-id bits mean nothing.</summary>

@@ -81,6 +81,9 @@ public sealed class MemoryStorage : IStorage
     /// <inheritdoc/>
     public void WriteZeroes(long offset, long length)
     {
+        CheckRange(offset, length);
+        if (length == 0)
+            return;
         _lock.EnterWriteLock();
         try
         {
@@ -96,6 +99,7 @@ public sealed class MemoryStorage : IStorage
     /// <inheritdoc/>
     public void Discard(long offset, long length)
     {
+        CheckRange(offset, length);
         _lock.EnterWriteLock();
         try
         {
@@ -110,6 +114,9 @@ public sealed class MemoryStorage : IStorage
     /// <inheritdoc/>
     public void Reserve(long offset, long length)
     {
+        CheckRange(offset, length);
+        if (length == 0)
+            return;
         _lock.EnterWriteLock();
         Volatile.Write(ref _length, Math.Max(_length, offset + length));
         _lock.ExitWriteLock();
@@ -169,6 +176,13 @@ public sealed class MemoryStorage : IStorage
         {
             _lock.ExitReadLock();
         }
+    }
+
+    private static void CheckRange(long offset, long length)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(offset);
+        ArgumentOutOfRangeException.ThrowIfNegative(length);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(length, long.MaxValue - offset);
     }
 
     private void Clear(long start, long end)

@@ -86,7 +86,7 @@ void Obey()
             {
                 case "stats": Console.WriteLine(Describe()); break;
                 case "unmount": mount.Unmount(lazy: false); break;
-                case "lazy": mount.Unmount(lazy: true); break;
+                case "lazy": mount.Unmount(lazy: true); Console.WriteLine("detached"); break;
                 case "invalidate": Console.WriteLine(session.InvalidateInode(MemoryFileSystem.Disk, 0, 0)); break;
                 case "expire": Console.WriteLine(session.InvalidateEntry(IFuseFileSystem.RootNode, "disk"u8)); break;
                 default: Console.WriteLine("unknown command"); break;

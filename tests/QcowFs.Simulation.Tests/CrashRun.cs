@@ -137,48 +137,20 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
         JudgeClosed(again, model, $"{where}, then closed", leaksAllowed: geometry.Options.Contains("0.10"));
     }
 
-    /// <summary>Random operations; the model first, so that a crash in the middle finds both values allowed.</summary>
     private void Operate(IDiskImage image, DiskModel model, int steps, ulong operations)
     {
-        Random random = new((int)operations);
-        byte[] buffer = new byte[Math.Min(geometry.Size, 40_000)];
-        for (int step = 0; step < steps; step++)
-        {
-            int length = random.Next(4) == 0 ? random.Next(1, buffer.Length) : random.Next(1, 3000);
-            int offset = random.Next(0, geometry.Size - length);
-            if (random.Next(3) != 0)
-                (offset, length) = (offset & ~511, Math.Max(512, length & ~511));
-            Span<byte> bytes = buffer.AsSpan(0, length);
-            switch (random.Next(8))
-            {
-                case < 4:
-                    random.NextBytes(bytes);
-                    model.Write(offset, bytes);
-                    image.Write(offset, bytes);
-                    break;
-                case 4:
-                    bytes.Clear();
-                    model.Write(offset, bytes);
-                    image.Write(offset, bytes);
-                    break;
-                case 5:
-                    model.Zero(offset, length);
-                    image.Discard(offset, length);
-                    break;
-                default:
-                    long mark = model.Mark;
-                    image.Sync();
-                    model.Sync(mark);
-                    break;
-            }
-        }
+        foreach (Operation operation in Operation.Random(operations, steps, geometry.Size))
+            operation.Run(image, model);
     }
 
-    private void Judge(SimulatedDisk disk, DiskModel model, string where)
+    private void Judge(SimulatedDisk disk, DiskModel model, string where) => Judge(disk, model, _prepared, where);
+
+    /// <summary>Fails the test unless a disk holds what the model allows and its check finds nothing but leaks.</summary>
+    internal static void Judge(SimulatedDisk disk, DiskModel model, PreparedImage prepared, string where)
     {
         try
         {
-            using (IDiskImage image = SimulatedImages.Open(disk, _prepared, writable: false))
+            using (IDiskImage image = SimulatedImages.Open(disk, prepared, writable: false))
                 model.CheckAfterCrash(image);
             CheckReport report = Qcow2Checker.Check(disk.Open("image", readOnly: true));
             Assert.True(report.Corruptions + report.CheckErrors == 0, string.Join("; ", report.Findings.Select(f => f.Message)));

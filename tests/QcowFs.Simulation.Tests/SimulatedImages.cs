@@ -65,6 +65,41 @@ internal static class SimulatedImages
         return (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
     }
 
+    /// <summary>Fails the test unless qemu-img finds no error and no leak, and reads the same bytes.</summary>
+    public static void JudgeByQemu(SimulatedDisk disk, PreparedImage image, ReadOnlySpan<byte> expected, string where)
+    {
+        string folder = Directory.CreateTempSubdirectory("qcowfs-simulation-").FullName;
+        try
+        {
+            string path = Path.Combine(folder, "image");
+            File.WriteAllBytes(path, disk.Content("image"));
+            File.WriteAllBytes(Path.Combine(folder, "model"), expected);
+            string source = path;
+            if (image.Data is not null)
+            {
+                File.WriteAllBytes(Path.Combine(folder, "data"), disk.Content("data"));
+                source = $"json:{{\"driver\":\"qcow2\",\"file.filename\":\"{path}\",\"data-file\":{{\"driver\":\"file\",\"filename\":\"{folder}/data\"}}}}";
+            }
+
+            if (image.Backing is not null)
+            {
+                File.WriteAllBytes(Path.Combine(folder, "backing"), image.Backing);
+                Run("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", Path.Combine(folder, "backing"), path);
+            }
+
+            Run("qemu-img", "check", "-q", source);
+            Run("qemu-img", "compare", "-q", source, $"json:{{\"driver\":\"raw\",\"file.filename\":\"{folder}/model\"}}");
+        }
+        catch (Xunit.Sdk.XunitException exception)
+        {
+            throw new InvalidOperationException($"{where}: {exception.Message}", exception);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
     /// <summary>Runs a program, which must succeed.</summary>
     public static string Run(string program, params string[] arguments)
     {

@@ -378,6 +378,7 @@ internal sealed partial class CowImage
 
     private void BeginChange()
     {
+        ThrowIfFailed("write");
         if (_inUse)
             return;
         _map.BeginUse();

@@ -140,9 +140,9 @@ internal sealed partial class CowImage : IDiskImage
 
         // A commit in progress has already cleared the marks of what it is about to make durable, and sets them again before it
         // ends when it fails: so the marks are read before and after.
-        if (!IsDirty && !_commits.IsRunning && !IsDirty && Failure is null)
-            return;
-        _commits.Run();
+        if (IsDirty || _commits.IsRunning || IsDirty)
+            _commits.Run();
+        ThrowIfFailed("sync");
     }
 
     public void Close()
@@ -160,8 +160,11 @@ internal sealed partial class CowImage : IDiskImage
                 do
                     _commits.Run();
                 while (_map.IsDirty);
+                ThrowIfFailed("close");
                 _map.EndUse();
             }
+
+            ThrowIfFailed("close");
         }
         finally
         {
@@ -317,6 +320,12 @@ internal sealed partial class CowImage : IDiskImage
             // Close commits by itself.
             return;
         }
+    }
+
+    private void ThrowIfFailed(string operation)
+    {
+        if (Failure is not null)
+            throw new StorageException(Errno.EIO, $"{operation} after an earlier failure", Name);
     }
 
     private void ThrowIfReadOnly(string operation)

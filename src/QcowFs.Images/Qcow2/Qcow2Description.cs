@@ -49,7 +49,7 @@ internal static class Qcow2Description
         }
 
         if (header.CryptMethod != CryptMethod.None)
-            facts.Add(new("encrypt", header.CryptMethod == CryptMethod.Aes ? "aes" : "luks"));
+            facts.Add(new("encrypt", new List<FormatFact> { new("format", header.CryptMethod == CryptMethod.Aes ? "aes" : "luks") }));
         IReadOnlyList<Qcow2Bitmap> bitmaps = BitmapDirectory.Read(header, file);
         if (bitmaps.Count > 0)
             facts.Add(new("bitmaps", bitmaps.Select(DescribeBitmap).ToList()));

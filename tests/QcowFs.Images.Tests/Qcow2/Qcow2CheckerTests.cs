@@ -3,6 +3,7 @@ using System.Text.Json;
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Tests.Support;
 using QcowFs.Storage;
+using QcowFs.Testing;
 
 namespace QcowFs.Images.Tests.Qcow2;
 
@@ -37,13 +38,13 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void A_clean_image_is_clean_and_measured_like_qemu(string name, string options)
     {
         string path = _temp[$"{name}.qcow2"];
-        QemuImg.Run(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options], path, "20M"]);
-        QemuImg.Io("qcow2", path, "write -P 1 1M 3M", "write -z 8M 1M", "write -P 7 10000 777", "discard 2M 512k");
+        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options], path, "20M"]);
+        Qemu.Io("qcow2", path, "write -P 1 1M 3M", "write -z 8M 1M", "write -P 7 10000 777", "discard 2M 512k");
         if (!options.Contains("refcount_bits=1", StringComparison.Ordinal))
         {
-            QemuImg.Run("snapshot", "-c", "one", path);
-            QemuImg.Io("qcow2", path, "write -P 3 1M 64k");
-            QemuImg.Run("snapshot", "-c", "two", path);
+            Qemu.Img("snapshot", "-c", "one", path);
+            Qemu.Io("qcow2", path, "write -P 3 1M 64k");
+            Qemu.Img("snapshot", "-c", "two", path);
         }
 
         AssertSameReport(path);
@@ -63,8 +64,8 @@ public sealed class Qcow2CheckerTests : IDisposable
             Array.Fill(data, (byte)random.Next(256), i, random.Next(1000));
         File.WriteAllBytes(raw, data);
         string path = _temp["compressed.qcow2"];
-        QemuImg.Run("convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, raw, path);
-        QemuImg.Io("qcow2", path, "write -P 3 1M 100k");
+        Qemu.Img("convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, raw, path);
+        Qemu.Io("qcow2", path, "write -P 3 1M 100k");
 
         AssertSameReport(path);
         Assert.Equal(0, Check(path).ExitCode);
@@ -75,15 +76,15 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void An_image_with_a_data_file_and_one_with_bitmaps_are_clean()
     {
         string external = _temp["external.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", external, "20M");
-        QemuImg.Io("qcow2", external, "write -P 1 0 3M");
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", external, "20M");
+        Qemu.Io("qcow2", external, "write -P 1 0 3M");
         AssertSameReport(external);
 
         string bitmaps = _temp["bitmaps.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", bitmaps, "20M");
-        QemuImg.Run("bitmap", "--add", bitmaps, "first");
-        QemuImg.Run("bitmap", "--add", "-g", "1M", bitmaps, "second");
-        QemuImg.Io("qcow2", bitmaps, "write -P 1 0 3M");
+        Qemu.Img("create", "-q", "-f", "qcow2", bitmaps, "20M");
+        Qemu.Img("bitmap", "--add", bitmaps, "first");
+        Qemu.Img("bitmap", "--add", "-g", "1M", bitmaps, "second");
+        Qemu.Io("qcow2", bitmaps, "write -P 1 0 3M");
         AssertSameReport(bitmaps);
         Assert.Equal(0, Check(bitmaps).ExitCode);
     }
@@ -163,8 +164,8 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void A_file_that_was_cut_is_damaged_and_one_cut_inside_its_last_cluster_is_not()
     {
         string path = _temp["cut.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", path, "20M");
-        QemuImg.Io("qcow2", path, "write -P 1 0 1M");
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "20M");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M");
         long length = new FileInfo(path).Length;
         foreach ((long cut, int exitCode) in (ReadOnlySpan<(long, int)>)[(100, 0), (65536, 2), (65537, 2), (300_000, 2)])
         {
@@ -196,8 +197,8 @@ public sealed class Qcow2CheckerTests : IDisposable
             [(16, 0x0000_0001_FFFF_FFFF, "subcluster-bitmap"), (200, 1, "subcluster-bitmap")])
         {
             string path = _temp[$"extended{entry}.qcow2"];
-            QemuImg.Run("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", path, "20M");
-            QemuImg.Io("qcow2", path, "write -P 1 1M 1M");
+            Qemu.Img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", path, "20M");
+            Qemu.Io("qcow2", path, "write -P 1 1M 1M");
             using (Damage hands = new(path))
                 hands.Set(hands.L2At(entry) + 8, bitmap);
             CheckReport report = Check(path);
@@ -211,8 +212,8 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void Snapshots_and_compression_do_not_go_with_a_data_file()
     {
         string path = _temp["external.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", path, "20M");
-        QemuImg.Io("qcow2", path, "write -P 1 0 3M");
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data.raw"]}", path, "20M");
+        Qemu.Io("qcow2", path, "write -P 1 0 3M");
         using (Damage hands = new(path))
             hands.Set(hands.L2At(5), L2Entry.CompressedBit | 0x50000);
         Assert.Contains(Check(path).Findings, f => f.Kind == "compressed-external");
@@ -223,8 +224,8 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void A_million_findings_are_counted_and_a_thousand_listed()
     {
         string path = _temp["many.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
-        QemuImg.Io("qcow2", path, "write -P 1 0 1M");
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M");
         using (Damage hands = new(path))
         {
             for (int i = 0; i < 32; i++)
@@ -247,9 +248,9 @@ public sealed class Qcow2CheckerTests : IDisposable
     public void Shared_tables_are_read_once()
     {
         string path = _temp["shared.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", path, "64M");
-        QemuImg.Io("qcow2", path, "write -P 1 0 64k");
-        QemuImg.Run("snapshot", "-c", "a", path);
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "64M");
+        Qemu.Io("qcow2", path, "write -P 1 0 64k");
+        Qemu.Img("snapshot", "-c", "a", path);
         const int snapshots = 5000;
         using (Damage hands = new(path))
         {
@@ -279,11 +280,11 @@ public sealed class Qcow2CheckerTests : IDisposable
     private string MakeImage()
     {
         string path = _temp["image.qcow2"];
-        QemuImg.Run("create", "-q", "-f", "qcow2", path, "1G");
-        QemuImg.Run("bitmap", "--add", path, "bitmap");
-        QemuImg.Io("qcow2", path, "write -P 1 0 1M", "write -z 2M 64k", "write -c -P 7 3M 64k");
-        QemuImg.Run("snapshot", "-c", "before", path);
-        QemuImg.Io("qcow2", path, "write -P 2 1M 1M");
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "1G");
+        Qemu.Img("bitmap", "--add", path, "bitmap");
+        Qemu.Io("qcow2", path, "write -P 1 0 1M", "write -z 2M 64k", "write -c -P 7 3M 64k");
+        Qemu.Img("snapshot", "-c", "before", path);
+        Qemu.Io("qcow2", path, "write -P 2 1M 1M");
         Assert.Equal(0, QemuImg.Check(path).ExitCode);
         return path;
     }

@@ -50,16 +50,16 @@ public sealed class Qcow2CreatorTests : IDisposable
         string theirs = _temp["theirs.qcow2"];
         Create(ours, size, options.Replace("@data", _temp["ours.data"], StringComparison.Ordinal));
         string theirOptions = options.Replace("@data", _temp["theirs.data"], StringComparison.Ordinal);
-        QemuImg.Run(["create", "-q", "-f", "qcow2", .. theirOptions.Length == 0 ? Array.Empty<string>() : ["-o", theirOptions],
+        Qemu.Img(["create", "-q", "-f", "qcow2", .. theirOptions.Length == 0 ? Array.Empty<string>() : ["-o", theirOptions],
             theirs, size.ToString()]);
 
-        AssertSameFacts(QemuImg.Info(theirs), QemuImg.Info(ours));
+        AssertSameFacts(Qemu.Info(theirs), Qemu.Info(ours));
         Assert.Equal((0, 0), (QemuImg.Check(ours).ExitCode, _opener.Check(ours).ExitCode));
         Assert.Equal(_opener.Check(theirs).AllocatedClusters, _opener.Check(ours).AllocatedClusters);
-        Assert.Equal(0, QemuImg.Try("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", ours, theirs).ExitCode);
+        Assert.Equal(0, Qemu.TryImg("compare", "-f", "qcow2", "-F", "qcow2", ours, theirs).ExitCode);
         if (size >= 1 << 20)
         {
-            QemuImg.Io("qcow2", ours, "write -P 5 0 1M", "read -P 5 0 1M");
+            Qemu.Io("qcow2", ours, "write -P 5 0 1M", "read -P 5 0 1M");
             Assert.Equal(0, QemuImg.Check(ours).ExitCode);
         }
     }
@@ -78,10 +78,10 @@ public sealed class Qcow2CreatorTests : IDisposable
     [Fact]
     public void A_backing_file_gives_the_size_and_its_format_is_found_but_never_raw()
     {
-        QemuImg.Run("create", "-q", "-f", "qcow2", _temp["base.qcow2"], "7M");
+        Qemu.Img("create", "-q", "-f", "qcow2", _temp["base.qcow2"], "7M");
         File.WriteAllBytes(_temp["base.raw"], new byte[5000]);
         _creator.Create(new ImageRequest { Path = _temp["a"], Format = "qcow2", BackingName = "base.qcow2" });
-        JsonElement info = QemuImg.Info(_temp["a"]);
+        JsonElement info = Qemu.Info(_temp["a"]);
         Assert.Equal(7 << 20, info.GetProperty("virtual-size").GetInt64());
         Assert.Equal("base.qcow2", info.GetProperty("backing-filename").GetString());
         Assert.Equal("qcow2", info.GetProperty("backing-filename-format").GetString());
@@ -91,7 +91,7 @@ public sealed class Qcow2CreatorTests : IDisposable
                 new ImageRequest { Path = _temp["b"], Format = "qcow2", BackingName = "base.raw" })).Message);
         Assert.False(File.Exists(_temp["b"]));
         _creator.Create(new ImageRequest { Path = _temp["b"], Format = "qcow2", BackingName = "base.raw", BackingFormat = "raw" });
-        Assert.Equal(5120, QemuImg.Info(_temp["b"]).GetProperty("virtual-size").GetInt64());
+        Assert.Equal(5120, Qemu.Info(_temp["b"]).GetProperty("virtual-size").GetInt64());
 
         Assert.Throws<StorageException>(() => _creator.Create(
             new ImageRequest { Path = _temp["c"], Format = "qcow2", BackingName = "gone", BackingFormat = "raw" }));

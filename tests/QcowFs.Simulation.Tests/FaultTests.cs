@@ -1,0 +1,226 @@
+// The n-th call fails, for every n: with a full host nothing is lost and everything goes on when space is free again; with any other
+// error of a write or sync the image takes no more changes, says why, and what is on disk is as after a crash (I7).
+using QcowFs.Images;
+using QcowFs.Images.Engine;
+using QcowFs.Images.Qcow2;
+using QcowFs.Native;
+using QcowFs.Storage;
+using QcowFs.Testing;
+using Xunit;
+
+namespace QcowFs.Simulation.Tests;
+
+public sealed class FaultTests
+{
+    private const int Steps = 25;
+
+    public static TheoryData<Geometry> Geometries =>
+    [
+        new Geometry("cluster_size=512", 70_144),
+        new Geometry("cluster_size=512,refcount_bits=64", 70_144),
+        new Geometry("cluster_size=16384,extended_l2=on", 200_192, InitialContent.Backing),
+        new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot),
+        new Geometry("cluster_size=4096", 100_352, InitialContent.Compressed),
+        new Geometry("cluster_size=512", 70_144, InitialContent.ExternalData),
+    ];
+
+    [Theory]
+    [MemberData(nameof(Geometries))]
+    public void An_error_latches_the_image(Geometry geometry)
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        long calls = CallsOf(prepared, geometry, StorageCalls.Changes | StorageCalls.Sync);
+        foreach (FaultEffect effect in new[] { FaultEffect.None, FaultEffect.Half, FaultEffect.Whole })
+        {
+            for (long n = 1; n <= calls; n++)
+            {
+                SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+                DiskModel model = new(prepared.Guest);
+                disk.Fail(StorageCalls.Changes | StorageCalls.Sync, Errno.EIO, n, effect: effect);
+                Assert.True(FailsForGood(disk, prepared, geometry, model), $"{geometry} call {n} {effect}: nothing failed");
+                foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(3, (ulong)n))
+                    CrashRun.Judge(survivor, model, prepared, $"{geometry} call {n} {effect} {choice}");
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Geometries))]
+    public void A_full_host_loses_nothing(Geometry geometry)
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        long calls = CallsOf(prepared, geometry, StorageCalls.Changes);
+        for (long n = 1; n <= calls; n++)
+        {
+            foreach (int times in new[] { 1, 4 })
+            {
+                SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+                DiskModel model = new(prepared.Guest);
+                using (CowImage image = SimulatedImages.Open(disk, prepared))
+                {
+                    disk.Fail(StorageCalls.Changes, Errno.ENOSPC, n, times);
+                    foreach (Operation operation in Operation.Random(5, Steps, geometry.Size))
+                        Persist(operation, image, model);
+                    disk.ClearFaults();
+                    model.CheckLive(image);
+                    Assert.Null(image.Failure);
+                    image.Close();
+                }
+
+                JudgeClean(disk, model, prepared, $"{geometry} call {n} x{times}");
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Geometries))]
+    public void Space_that_comes_back_lets_it_go_on(Geometry geometry)
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        for (int spare = 0; spare < 40_000; spare += 4096)
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            using (CowImage image = SimulatedImages.Open(disk, prepared))
+            {
+                disk.SpaceLimit = disk.UsedSpace + spare;
+                int refused = 0;
+                foreach (Operation operation in Operation.Random(9, Steps, geometry.Size))
+                {
+                    try
+                    {
+                        operation.RunDoubtfully(image, model);
+                    }
+                    catch (StorageException exception) when (exception.IsOutOfSpace)
+                    {
+                        refused++;
+                    }
+                }
+
+                Assert.True(refused > 0 || spare > 0 || geometry.Content == InitialContent.ExternalData, "the limit was never met");
+                Assert.Null(image.Failure);
+                disk.SpaceLimit = long.MaxValue;
+                image.Sync();
+                model.Adopt(image);
+                image.Close();
+            }
+
+            JudgeClean(disk, model, prepared, $"{geometry} spare {spare}");
+        }
+    }
+
+    [Fact]
+    public void An_unreadable_page_fails_the_call_and_nothing_else()
+    {
+        Geometry geometry = new("cluster_size=512", 70_144, InitialContent.Full);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        for (long n = 1; n <= 150; n += 3)
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            using (CowImage image = SimulatedImages.Open(disk, prepared))
+            {
+                disk.Fail(StorageCalls.Read, Errno.EIO, n);
+                foreach (Operation operation in Operation.Random(5, Steps, geometry.Size))
+                {
+                    for (bool done = false; !done;)
+                    {
+                        try
+                        {
+                            operation.RunDoubtfully(image, model);
+                            done = true;
+                        }
+                        catch (StorageException exception) when (exception.Errno == Errno.EIO && exception.Operation.Equals("read", StringComparison.OrdinalIgnoreCase))
+                        {
+                            // The caller saw the error; the same call works the next time.
+                        }
+                    }
+                }
+
+                disk.ClearFaults();
+                Assert.Null(image.Failure);
+                model.CheckLive(image);
+                image.Close();
+            }
+
+            JudgeClean(disk, model, prepared, $"{geometry} read {n}");
+        }
+    }
+
+    /// <summary>Does an operation until it succeeds; a planned fault strikes a few times only.</summary>
+    private static void Persist(Operation operation, CowImage image, DiskModel model)
+    {
+        for (int attempt = 0; ; attempt++)
+        {
+            try
+            {
+                operation.RunDoubtfully(image, model);
+                return;
+            }
+            catch (StorageException exception) when (exception.IsOutOfSpace && attempt < 10)
+            {
+                // As a guest that tries again.
+            }
+        }
+    }
+
+    /// <summary>Runs until the planned error strikes, and shows that nothing changes on disk after it.</summary>
+    private static bool FailsForGood(SimulatedDisk disk, PreparedImage prepared, Geometry geometry, DiskModel model)
+    {
+        CowImage image;
+        try
+        {
+            image = SimulatedImages.Open(disk, prepared);
+        }
+        catch (StorageException)
+        {
+            return true;
+        }
+
+        using (image)
+        {
+            bool closing = false;
+            try
+            {
+                foreach (Operation operation in Operation.Random(5, Steps, geometry.Size))
+                    operation.RunDoubtfully(image, model);
+                closing = true;
+                image.Close();
+                return false;
+            }
+            catch (StorageException exception)
+            {
+                Assert.Equal(Errno.EIO, exception.Errno);
+                if (closing)
+                    return true;
+            }
+
+            Assert.NotNull(image.Failure);
+            UInt128 before = disk.Fingerprint();
+            Assert.Throws<StorageException>(image.Sync);
+            Assert.Throws<StorageException>(() => image.Write(0, new byte[5000]));
+            Assert.Throws<StorageException>(image.Close);
+            Assert.Equal(before, disk.Fingerprint());
+            return true;
+        }
+    }
+
+    private static long CallsOf(PreparedImage prepared, Geometry geometry, StorageCalls kinds)
+    {
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        DiskModel model = new(prepared.Guest);
+        using CowImage image = SimulatedImages.Open(disk, prepared);
+        foreach (Operation operation in Operation.Random(5, Steps, geometry.Size))
+            operation.Run(image, model);
+        image.Close();
+        return disk.Count(kinds);
+    }
+
+    private static void JudgeClean(SimulatedDisk disk, DiskModel model, PreparedImage prepared, string where)
+    {
+        model.Sync();
+        CrashRun.Judge(disk.Crash(CrashChoice.Nothing), model, prepared, where);
+        CheckReport report = Qcow2Checker.Check(disk.Open("image", readOnly: true));
+        Assert.True(report.ExitCode == 0, $"{where}: {report.Leaks} leaks {string.Join("; ", report.Findings.Select(f => f.Message))}");
+    }
+}
