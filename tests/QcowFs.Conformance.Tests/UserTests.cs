@@ -41,7 +41,8 @@ public sealed class UserTests
             raw=u/m/disk.qcow2.raw; mkdir u/fs
             mkfs.ext4 -q -E root_owner $raw
             fuse2fs $raw u/fs -o fakeroot
-            cp -r /etc/default u/fs/; diff -r /etc/default u/fs/default
+            mkdir u/tree; for i in $(seq 60); do head -c $((i * 997)) /dev/urandom > u/tree/$i; done
+            cp -r u/tree u/fs/; diff -r u/tree u/fs/tree
             fusermount3 -u u/fs
             """).Expect();
         // fuse2fs writes back after fusermount3 has returned; `qcowfs umount` says who is in the way, or waits for nobody.

@@ -65,7 +65,7 @@ internal sealed class MountServer : IDisposable
     public void Dispose()
     {
         _mount?.Dispose();
-        _image.Disk.Dispose(); // abandons it where Close was not reached: a failed start
+        if (_receipt is null) _image.Close(); // a start that failed: nobody asks for the receipt
         _hostFile.Dispose();
         _log.Dispose();
         _ended.Dispose();
@@ -73,6 +73,10 @@ internal sealed class MountServer : IDisposable
 
     private int Serve(Func<bool> ready)
     {
+        // Before the mount exists, so that at no moment a signal ends the process instead of the mount.
+        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
+        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
+        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Terminate);
         _mount = FuseMount.Create(new FuseMountOptions
         {
             MountPoint = _mountPoint.Path,
@@ -109,11 +113,8 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
-        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
-        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Terminate);
         _log.Write($"mounted {_source}{(_settings.IsWritable ? ", writable" : "")}");
-        if (!ready()) Detach();
+        if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
         {
