@@ -100,9 +100,10 @@ public sealed class LifecycleTests
         Assert.Equal(4 << 20, entry.GetProperty("written").GetInt64());
         Assert.Equal(1 << 20, entry.GetProperty("discarded").GetInt64());
         Assert.Equal(JsonValueKind.Null, entry.GetProperty("error").ValueKind);
+        Assert.Equal("clean", entry.GetProperty("check").GetString());
         raw = box.MountWritable(image);
         box.Shell($"echo x | dd of={raw} conv=notrunc status=none").Expect();
-        Assert.Equal("disk.qcow2: 2 B written, 0 B discarded; closed and durable", box.QcowFs("umount", "m").Expect());
+        Assert.Equal("disk.qcow2: 2 B written, 0 B discarded, check: clean; closed and durable", box.QcowFs("umount", "m").Expect());
         Assert.Contains("2 B written", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
     }
 
@@ -143,7 +144,7 @@ public sealed class LifecycleTests
         box.WaitForServersToEnd();
         box.Check(image);
         Assert.StartsWith(box.HashByQemu(image), File.ReadAllText(box.Path + "/before"), StringComparison.Ordinal);
-        Assert.Contains("4 MiB written, 0 B discarded; closed and durable", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
+        Assert.Contains("4 MiB written, 0 B discarded, check: clean; closed and durable", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
         Assert.Empty(Directory.GetFiles(box.Path + "/run/qcowfs", "*.sock"));
     }
 
@@ -161,7 +162,7 @@ public sealed class LifecycleTests
         while (box.Run("mountpoint", "-q", "m").ExitCode == 0) Assert.False(server.HasExited);
         Assert.False(server.HasExited);
         holder.StandardInput.WriteLine();
-        Assert.Equal("disk.qcow2: 3 B written, 0 B discarded; closed and durable", server.StandardOutput.ReadLine());
+        Assert.Equal("disk.qcow2: 3 B written, 0 B discarded, check: clean; closed and durable", server.StandardOutput.ReadLine());
         server.WaitForExit();
         Assert.Equal(0, server.ExitCode);
         holder.StandardInput.WriteLine();

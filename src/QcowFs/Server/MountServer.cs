@@ -6,6 +6,7 @@
 using System.Runtime.InteropServices;
 using System.Text.Json;
 using QcowFs.CommandLine;
+using QcowFs.Commands;
 using QcowFs.FileSystem;
 using QcowFs.Fuse;
 using QcowFs.Images;
@@ -121,7 +122,7 @@ internal sealed class MountServer : IDisposable
             _log.Write($"the connection ended: {end}");
             Detach(); // a dead mount would stay in the tree
         }
-        Receipt receipt = new(_mountPoint.Path, [_image.Close()]); // M2
+        Receipt receipt = new(_mountPoint.Path, [Checked(_image.Close())]); // M2
         foreach (string line in receipt.Lines())
         {
             _log.Write(line);
@@ -130,6 +131,25 @@ internal sealed class MountServer : IDisposable
         _receipt = receipt;
         _ended.Set();
         return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
+    }
+
+    /// <summary>Adds to the account of an image that was written what a check of it finds, unless that would take long.</summary>
+    private ImageReceipt Checked(ImageReceipt receipt)
+    {
+        const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
+        ImageFileFacts facts = _image.Facts;
+        bool isWorthIt = receipt.Error is null && receipt.Written + receipt.Discarded > 0
+            && facts.ClusterSize is { } cluster && _hostFile.QueryFacts().Length / cluster <= mostClusters;
+        if (!isWorthIt) return receipt;
+        try
+        {
+            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(_source, facts.Format)) };
+        }
+        catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
+        {
+            _log.Write($"check after the close: {fault.Message}"); // somebody else has it already, most likely
+            return receipt;
+        }
     }
 
     /// <summary>SIGTERM: everything so far becomes durable, the mount leaves the tree, and what is open is served to its last close.
