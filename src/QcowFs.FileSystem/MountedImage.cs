@@ -7,7 +7,6 @@ namespace QcowFs.FileSystem;
 /// owner calls once, when no request can arrive any more.</summary>
 public sealed class MountedImage
 {
-    private readonly ImageFileFacts _facts;
     private readonly Func<HostFileFacts> _hostFile;
     private int _opens;
     private volatile bool _changed;
@@ -21,7 +20,7 @@ public sealed class MountedImage
     {
         Name = name;
         Disk = disk;
-        _facts = facts;
+        Facts = facts;
         _hostFile = hostFile;
     }
 
@@ -31,12 +30,15 @@ public sealed class MountedImage
     /// <summary>The disk.</summary>
     public IDiskImage Disk { get; }
 
+    /// <summary>Facts about the image file when it was opened.</summary>
+    public ImageFileFacts Facts { get; }
+
     /// <summary>How many opens of the disk's files have not been released.</summary>
     public int Opens => Volatile.Read(ref _opens);
 
     internal HostFileFacts HostFile => _hostFile();
 
-    internal byte[] WriteInfo() => ImageFacts.Info(_facts with { ActualSize = HostFile.Blocks * HostFileFacts.BytesPerBlock });
+    internal byte[] WriteInfo() => ImageFacts.Info(Facts with { ActualSize = HostFile.Blocks * HostFileFacts.BytesPerBlock });
 
     internal byte[] WriteMap() => ImageFacts.Map(Disk);
 

@@ -24,12 +24,17 @@ internal static class ErrorLine
         return line.ReplaceLineEndings(" ");
     }
 
-    private static string Problem(StorageException fault) => fault.Operation == "open"
-        ? ErrnoText.Describe(fault.Errno)
+    private static string Problem(StorageException fault) =>
+        fault is { Operation: "open" } ? ErrnoText.Describe(fault.Errno)
+        : IsNoFile(fault) ? "neither a regular file nor a block device"
         : $"{fault.Operation}{(fault.Offset < 0 ? "" : $" at byte {fault.Offset}")} failed: {ErrnoText.Describe(fault.Errno)}";
+
+    /// <summary>The open of a pipe, socket or terminal, which <see cref="HostFiles"/> refuses with the reason as the operation.</summary>
+    private static bool IsNoFile(StorageException fault) => fault.Operation.StartsWith("open (", StringComparison.Ordinal);
 
     private static string Advice(StorageException fault) => fault.Errno switch
     {
+        Errno.EOPNOTSUPP when IsNoFile(fault) => "give an image file",
         Errno.ENOENT or Errno.ENOTDIR => "check the path",
         Errno.EISDIR => "give an image file",
         Errno.EACCES or Errno.EPERM => "run as a user who has access to it",

@@ -1,4 +1,5 @@
 // Disks for tests: made by qemu-img, mounted by us, judged by qemu-img.
+using QcowFs.Testing;
 using Xunit;
 
 namespace QcowFs.Conformance.Tests;

@@ -61,7 +61,7 @@ public sealed class LifecycleTests
         // The image itself may be the mount point.
         box.QcowFs(["mount", .. stated, image, image]).Expect();
         Assert.Equal("67108864", box.Run("stat", "-c", "%s", image).Expect());
-        Assert.Equal("hello", box.Shell($"dd if={image} bs=1M skip=3 count=1 status=none | head -c 5").Expect());
+        Assert.Equal("hello", box.Shell($"dd if={image} bs=5 skip=3M count=1 iflag=skip_bytes status=none").Expect());
         box.QcowFs("umount", image).Expect();
     }
 
@@ -100,9 +100,10 @@ public sealed class LifecycleTests
         Assert.Equal(4 << 20, entry.GetProperty("written").GetInt64());
         Assert.Equal(1 << 20, entry.GetProperty("discarded").GetInt64());
         Assert.Equal(JsonValueKind.Null, entry.GetProperty("error").ValueKind);
+        Assert.Equal("clean", entry.GetProperty("check").GetString());
         raw = box.MountWritable(image);
         box.Shell($"echo x | dd of={raw} conv=notrunc status=none").Expect();
-        Assert.Equal("disk.qcow2: 2 B written, 0 B discarded; closed and durable", box.QcowFs("umount", "m").Expect());
+        Assert.Equal("disk.qcow2: 2 B written, 0 B discarded, check: clean; closed and durable", box.QcowFs("umount", "m").Expect());
         Assert.Contains("2 B written", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
     }
 
@@ -116,7 +117,7 @@ public sealed class LifecycleTests
         Assert.Equal("open", holder.StandardOutput.ReadLine());
         Assert.Equal(
             $"qcowfs: m: in use by bash (process {holder.Id}); end that first, or give --lazy", box.QcowFs("umount", "m").ExpectError());
-        using Process umount = box.Start(Tools.Program, "umount", "--lazy", "m");
+        using Process umount = box.Start(Sandbox.Program, "umount", "--lazy", "m");
         while (box.Run("mountpoint", "-q", "m").ExitCode == 0)
         {
         }
@@ -143,7 +144,7 @@ public sealed class LifecycleTests
         box.WaitForServersToEnd();
         box.Check(image);
         Assert.StartsWith(box.HashByQemu(image), File.ReadAllText(box.Path + "/before"), StringComparison.Ordinal);
-        Assert.Contains("4 MiB written, 0 B discarded; closed and durable", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
+        Assert.Contains("4 MiB written, 0 B discarded, check: clean; closed and durable", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
         Assert.Empty(Directory.GetFiles(box.Path + "/run/qcowfs", "*.sock"));
     }
 
@@ -153,7 +154,7 @@ public sealed class LifecycleTests
         using Sandbox box = new();
         string image = box.Make("qcow2", "64M");
         box.MakeDirectory("m");
-        using Process server = box.Start(Tools.Program, "mount", "-w", "--foreground", image, "m");
+        using Process server = box.Start(Sandbox.Program, "mount", "-w", "--foreground", image, "m");
         while (box.Run("mountpoint", "-q", "m").ExitCode != 0) Assert.False(server.HasExited);
         using Process holder = box.Start("bash", "-c", $"exec 3<>m/{image}.raw; echo open; read wait; echo -n abc >&3; exec 3>&-; read wait");
         Assert.Equal("open", holder.StandardOutput.ReadLine());
@@ -161,7 +162,7 @@ public sealed class LifecycleTests
         while (box.Run("mountpoint", "-q", "m").ExitCode == 0) Assert.False(server.HasExited);
         Assert.False(server.HasExited);
         holder.StandardInput.WriteLine();
-        Assert.Equal("disk.qcow2: 3 B written, 0 B discarded; closed and durable", server.StandardOutput.ReadLine());
+        Assert.Equal("disk.qcow2: 3 B written, 0 B discarded, check: clean; closed and durable", server.StandardOutput.ReadLine());
         server.WaitForExit();
         Assert.Equal(0, server.ExitCode);
         holder.StandardInput.WriteLine();

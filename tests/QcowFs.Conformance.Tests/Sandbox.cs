@@ -6,6 +6,7 @@
 //     every process of the namespace killed, the directory removed.
 using System.Diagnostics;
 using System.Globalization;
+using QcowFs.Testing;
 using Xunit;
 
 namespace QcowFs.Conformance.Tests;
@@ -41,7 +42,9 @@ internal sealed class Sandbox : IDisposable
 
     public Sandbox()
     {
-        Tools.RequireRootAndFuse();
+        Tools.RequireRoot();
+        Tools.RequireFuse();
+        Tools.Require("unshare", "nsenter", "setpriv");
         Path = Directory.CreateTempSubdirectory("qfs-conformance-").FullName;
         File.SetUnixFileMode(Path, (UnixFileMode)0x1FF); // ordinary users work here too
         const UnixFileMode owner = UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute;
@@ -64,6 +67,10 @@ internal sealed class Sandbox : IDisposable
         }
     }
 
+    /// <summary>The program under test: the release build where the runner names it, else the build of the referenced project.</summary>
+    public static string Program { get; } =
+        Environment.GetEnvironmentVariable("QCOWFS_PROGRAM") is { Length: > 0 } given ? given : AppContext.BaseDirectory + "qcowfs";
+
     /// <summary>The temporary directory; commands start in it.</summary>
     public string Path { get; }
 
@@ -80,10 +87,10 @@ internal sealed class Sandbox : IDisposable
     public Outcome ShellAsUser(string script) => RunAsUser("bash", "-euc", "set -o pipefail; " + script);
 
     /// <summary>Runs the program under test as root.</summary>
-    public Outcome QcowFs(params string[] arguments) => Run(Tools.Program, arguments);
+    public Outcome QcowFs(params string[] arguments) => Run(Program, arguments);
 
     /// <summary>Runs the program under test as an ordinary user.</summary>
-    public Outcome QcowFsAsUser(params string[] arguments) => RunAsUser(Tools.Program, arguments);
+    public Outcome QcowFsAsUser(params string[] arguments) => RunAsUser(Program, arguments);
 
     /// <summary>Starts a program inside the namespace without waiting for it.</summary>
     public Process Start(string program, params string[] arguments) => Process.Start(StartInfo(asUser: false, program, arguments))!;
@@ -176,6 +183,8 @@ internal sealed class Sandbox : IDisposable
         {
             if (!line.Contains(" - fuse", StringComparison.Ordinal) || line.Contains(" - fusectl", StringComparison.Ordinal)) continue;
             string[] fields = line.Split(' ');
+            // The namespace began as a copy: mounts of other programs are in it too, and their connections are the same ones.
+            if (!fields[4].StartsWith(Path + "/", StringComparison.Ordinal)) continue;
             string connection = fields[2].Split(':')[1];
             Execute(false, "sh", ["-c", $"echo 1 > /sys/fs/fuse/connections/{connection}/abort; umount -l '{fields[4]}'"]);
         }
@@ -257,7 +266,7 @@ internal sealed class Sandbox : IDisposable
             {
                 ["XDG_RUNTIME_DIR"] = $"{Path}/{(asUser ? "run-user" : "run")}",
                 ["LC_ALL"] = "C",
-                ["QCOWFS"] = Tools.Program,
+                ["QCOWFS"] = Program,
                 ["PATH"] = Environment.GetEnvironmentVariable("PATH") + ":/usr/sbin:/sbin",
             },
         };

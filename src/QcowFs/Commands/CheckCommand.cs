@@ -32,16 +32,22 @@ internal static class CheckCommand
                 $"{SeverityName(finding.Severity)}: {finding.Structure}{place}: {finding.Message} (repair: {finding.Repair})"));
         }
         if (report.FindingsNotListed > 0) Console.Out.WriteLine($"... and {report.FindingsNotListed} more");
-        List<string> counts = [];
-        if (report.CheckErrors > 0) counts.Add($"{report.CheckErrors} not checked");
-        if (report.Corruptions > 0) counts.Add($"{report.Corruptions} corrupt");
-        if (report.Leaks > 0) counts.Add($"{report.Leaks} leaked");
-        Console.Out.WriteLine($"{Output.Safe(path)}: {(counts.Count == 0 ? "clean" : string.Join(", ", counts))}");
+        Console.Out.WriteLine($"{Output.Safe(path)}: {Summary(report)}");
         if (report.TotalClusters is > 0 and long total)
         {
             long allocated = report.AllocatedClusters ?? 0;
             Console.Out.WriteLine($"{allocated} of {total} clusters allocated ({100.0 * allocated / total:0.0} %)");
         }
+    }
+
+    /// <summary>The outcome in a few words: "clean", or what there is of corruption and leaks.</summary>
+    public static string Summary(CheckReport report)
+    {
+        List<string> counts = [];
+        if (report.CheckErrors > 0) counts.Add($"{report.CheckErrors} not checked");
+        if (report.Corruptions > 0) counts.Add($"{report.Corruptions} corrupt");
+        if (report.Leaks > 0) counts.Add($"{report.Leaks} leaked");
+        return counts.Count == 0 ? "clean" : string.Join(", ", counts);
     }
 
     private static void Write(Utf8JsonWriter json, string path, CheckReport report)

@@ -6,6 +6,7 @@
 using System.Runtime.InteropServices;
 using System.Text.Json;
 using QcowFs.CommandLine;
+using QcowFs.Commands;
 using QcowFs.FileSystem;
 using QcowFs.Fuse;
 using QcowFs.Images;
@@ -65,7 +66,7 @@ internal sealed class MountServer : IDisposable
     public void Dispose()
     {
         _mount?.Dispose();
-        _image.Disk.Dispose(); // abandons it where Close was not reached: a failed start
+        if (_receipt is null) _image.Close(); // a start that failed: nobody asks for the receipt
         _hostFile.Dispose();
         _log.Dispose();
         _ended.Dispose();
@@ -73,6 +74,10 @@ internal sealed class MountServer : IDisposable
 
     private int Serve(Func<bool> ready)
     {
+        // Before the mount exists, so that at no moment a signal ends the process instead of the mount.
+        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
+        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
+        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Terminate);
         _mount = FuseMount.Create(new FuseMountOptions
         {
             MountPoint = _mountPoint.Path,
@@ -109,18 +114,15 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
-        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
-        using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Terminate);
         _log.Write($"mounted {_source}{(_settings.IsWritable ? ", writable" : "")}");
-        if (!ready()) Detach();
+        if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
         {
             _log.Write($"the connection ended: {end}");
             Detach(); // a dead mount would stay in the tree
         }
-        Receipt receipt = new(_mountPoint.Path, [_image.Close()]); // M2
+        Receipt receipt = new(_mountPoint.Path, [Checked(_image.Close())]); // M2
         foreach (string line in receipt.Lines())
         {
             _log.Write(line);
@@ -129,6 +131,25 @@ internal sealed class MountServer : IDisposable
         _receipt = receipt;
         _ended.Set();
         return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
+    }
+
+    /// <summary>Adds to the account of an image that was written what a check of it finds, unless that would take long.</summary>
+    private ImageReceipt Checked(ImageReceipt receipt)
+    {
+        const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
+        ImageFileFacts facts = _image.Facts;
+        bool isWorthIt = receipt.Error is null && receipt.Written + receipt.Discarded > 0
+            && facts.ClusterSize is { } cluster && _hostFile.QueryFacts().Length / cluster <= mostClusters;
+        if (!isWorthIt) return receipt;
+        try
+        {
+            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(_source, facts.Format)) };
+        }
+        catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
+        {
+            _log.Write($"check after the close: {fault.Message}"); // somebody else has it already, most likely
+            return receipt;
+        }
     }
 
     /// <summary>SIGTERM: everything so far becomes durable, the mount leaves the tree, and what is open is served to its last close.
