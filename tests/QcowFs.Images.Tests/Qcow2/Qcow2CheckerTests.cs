@@ -111,6 +111,38 @@ public sealed class Qcow2CheckerTests : IDisposable
         }
     }
 
+    // Far from everything else, so that only a window started there can see it.
+    [Fact]
+    public void A_reference_into_a_region_without_counts_is_found_by_a_window_of_its_own()
+    {
+        string path = _temp["sparse.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
+        Qemu.Io("qcow2", path, "write -P 1 0 1k");
+        using (Damage hands = new(path))
+        {
+            hands.SetLength(1L << 30);
+            hands.Set(hands.L2At(5), 900L << 20 | L2Entry.CopiedBit);
+        }
+
+        using FileStorage file = HostFiles.Open(path, StorageAccess.Read);
+        CheckReport report = Qcow2Checker.Check(file, windowClusters: 100);
+        Assert.Contains(report.Findings, f => f.Kind == "refcount-too-low" && f.Offset == 900 << 20);
+        Assert.Contains(report.Findings, f => f.Kind == "copied-wrong");
+        AssertSameReport(path);
+    }
+
+    // QEMU lets this pass, since the stream ends less than a cluster past the end of the file. Its data is lost all the same.
+    [Fact]
+    public void A_compressed_stream_behind_the_end_of_the_file_is_found()
+    {
+        string path = _temp["lost.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", path, "1M");
+        Qemu.Io("qcow2", path, "write -P 1 0 64k");
+        using (Damage hands = new(path))
+            hands.Set(hands.L2At(5), CompressedDescriptor.Entry(hands.Length + 100, 100, 16).Raw);
+        Assert.Contains(Check(path).Findings, f => f.Kind == "out-of-range");
+    }
+
     public static TheoryData<string, string, int> Damages => new()
     {
         { "leak", "leak", 3 },
