@@ -12,7 +12,7 @@ _qcowfs() {
     fi
 
     case $previous in
-        -f | --format | -F)
+        -f | --format | -F | --backing-format)
             mapfile -t COMPREPLY < <(compgen -W 'qcow2 raw' -- "$current")
             return
             ;;
@@ -32,9 +32,11 @@ _qcowfs() {
                 return
             fi
             ;;
-        info) options="$options --chain --json" ;;
-        list | inspect | check | map) options="$options --json" ;;
-        create) options="$options -f -o -b -F" ;;
+        list) options="$options --json" ;;
+        info) options="$options --chain -f --format --allow-references= --json" ;;
+        inspect | map) options="$options -f --format --allow-references= --json" ;;
+        check) options="$options -f --format --json" ;;
+        create) options="$options -f --format -o -b --backing -F --backing-format" ;;
     esac
 
     case $current in

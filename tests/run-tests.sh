@@ -147,6 +147,7 @@ chmod 1777 "$TMPDIR"    # tests run parts of themselves as an ordinary user
 trap finish EXIT
 trap 'trouble "interrupted"; finish' INT TERM
 
+printf 'run-tests: seed offset %d; repeat a run with QCOWFS_SEED_OFFSET=%d\n' "${QCOWFS_SEED_OFFSET:-0}" "${QCOWFS_SEED_OFFSET:-0}"
 ran=0
 for project in "$root"/tests/*.Tests/*.Tests.csproj; do
     selected "$project" "$@" || continue

@@ -100,7 +100,10 @@ public sealed unsafe class FuseSession : IDisposable
     public bool HasEnded => _ended.IsSet;
 
     /// <summary>Channel threads by now.</summary>
-    public int ThreadCount => _channels.Length;
+    public int ThreadCount
+    {
+        get { lock (_growing) return _channels.Length; }
+    }
 
     /// <summary>Descriptors of the connection by now; fewer than threads where they are shared.</summary>
     public int DeviceCount
@@ -224,20 +227,37 @@ public sealed unsafe class FuseSession : IDisposable
         {
             // A session that has begun to end grows no more.
             if (_channels.Length >= _mostThreads || _live < _channels.Length) return false;
-            AddChannel();
+            try
+            {
+                AddChannel();
+            }
+            catch (OutOfMemoryException exception)
+            {
+                // No memory for buffers, or a limit on threads: those that run go on serving.
+                _dispatcher.Report(default, $"The session stays at {_channels.Length} threads: {exception.Message}", exception);
+                return false;
+            }
             return _channels.Length < _mostThreads;
         }
     }
 
-    /// <summary>Called with _growing held.</summary>
+    /// <summary>Called with _growing held, so a channel that ends at once is counted before it is counted out.</summary>
     private void AddChannel()
     {
         var buffers = new ChannelBuffers(_options.MaxPayload);
         var channel = new Channel(NextDevice(), buffers, _dispatcher, _options.Time, _growth, ChannelEnded);
+        try
+        {
+            new Thread(channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
+        }
+        catch
+        {
+            buffers.Dispose();
+            throw;
+        }
         _channels = [.. _channels, channel];
         _live++;
         _growth?.Added();
-        new Thread(channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
     }
 
     /// <summary>Called with _growing held.</summary>

@@ -14,13 +14,9 @@ internal static class Printable
         foreach (char c in text.AsSpan(0, Math.Min(text.Length, LongestQuote)))
         {
             if (char.IsControl(c) || c is '"' or '\\' or '\u2028' or '\u2029')
-            {
                 quoted.Append("\\x").Append(((int)c).ToString("x2"));
-            }
             else
-            {
                 quoted.Append(c);
-            }
         }
 
         return quoted.Append(text.Length > LongestQuote ? "...\"" : "\"").ToString();

@@ -26,7 +26,7 @@ internal abstract class ServedDisk(string path) : IDisposable
     protected static void AwaitMount(string path, Process server)
     {
         long start = Stopwatch.GetTimestamp();
-        while (!IsMounted(path))
+        while (!MountPoints().Contains(path))
         {
             if (server.HasExited || Stopwatch.GetElapsedTime(start) > TimeSpan.FromSeconds(20))
             {
@@ -38,8 +38,8 @@ internal abstract class ServedDisk(string path) : IDisposable
         }
     }
 
-    protected static bool IsMounted(string path) =>
-        File.ReadLines("/proc/self/mountinfo").Any(line => line.Split(' ')[4] == path);
+    /// <summary>Everything that is mounted now.</summary>
+    public static IEnumerable<string> MountPoints() => File.ReadLines("/proc/self/mountinfo").Select(line => line.Split(' ')[4]).ToList();
 }
 
 /// <summary>A way to serve disks.</summary>

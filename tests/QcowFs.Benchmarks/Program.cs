@@ -24,7 +24,7 @@ internal static class Program
             Console.Error.WriteLine(BenchOptions.Usage);
             return 64;
         }
-        catch (Exception failure) when (failure is IOException or AggregateException)
+        catch (IOException failure)
         {
             Console.Error.WriteLine(failure.Message);
             return 1;
@@ -67,6 +67,6 @@ internal static class Program
         var bench = new SideBySide(options, contenders, Console.Error, cancellation.Token);
         IReadOnlyList<RowResult> results = bench.Run(rows);
         Report.Write(Console.Out, results, contenders, bench.PeakMemory);
-        return 0;
+        return bench.HasFailed ? 1 : 0;
     }
 }

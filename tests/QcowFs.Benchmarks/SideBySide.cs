@@ -11,6 +11,9 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     /// <summary>Contender -> the largest resident memory of its servers in bytes.</summary>
     public IReadOnlyDictionary<string, long> PeakMemory => _peakMemory;
 
+    /// <summary>Whether a disk did not end well.</summary>
+    public bool HasFailed { get; private set; }
+
     public IReadOnlyList<RowResult> Run(IReadOnlyList<Workload> rows)
     {
         List<RowResult> results = [.. rows.Select(row => new RowResult(row, contenders.ToDictionary(contender => contender.Name, _ => new List<double>())))];
@@ -38,8 +41,19 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         }
         finally
         {
-            Directory.Delete(directory, recursive: true);
+            RemoveDirectory(directory);
         }
+    }
+
+    // A server that had to be killed leaves its mount.
+    private static void RemoveDirectory(string directory)
+    {
+        foreach (string mountPoint in ServedDisk.MountPoints().Where(path => path.StartsWith(directory, StringComparison.Ordinal)))
+        {
+            _ = Command.Run("umount", ["-l", mountPoint]);
+        }
+
+        Directory.Delete(directory, recursive: true);
     }
 
     // One disk for each contender, all with the same content, served throughout.
@@ -136,10 +150,9 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         return contender.Serve(file, mountPoint);
     }
 
-    // Every disk is ended, also where ending another one failed.
+    // Every disk is ended, also where ending another one failed; what failed before is not hidden by it.
     private void EndAll(Dictionary<Contender, ServedDisk> disks)
     {
-        List<Exception> failures = [];
         foreach ((Contender contender, ServedDisk disk) in disks)
         {
             if (disk.PeakMemory is { } peak)
@@ -153,13 +166,9 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
             }
             catch (IOException failure)
             {
-                failures.Add(failure);
+                HasFailed = true;
+                progress.WriteLine(failure.Message);
             }
-        }
-
-        if (failures.Count > 0)
-        {
-            throw new AggregateException(failures);
         }
     }
 

@@ -183,6 +183,8 @@ internal sealed class Sandbox : IDisposable
         {
             if (!line.Contains(" - fuse", StringComparison.Ordinal) || line.Contains(" - fusectl", StringComparison.Ordinal)) continue;
             string[] fields = line.Split(' ');
+            // The namespace began as a copy: mounts of other programs are in it too, and their connections are the same ones.
+            if (!fields[4].StartsWith(Path + "/", StringComparison.Ordinal)) continue;
             string connection = fields[2].Split(':')[1];
             Execute(false, "sh", ["-c", $"echo 1 > /sys/fs/fuse/connections/{connection}/abort; umount -l '{fields[4]}'"]);
         }

@@ -19,8 +19,8 @@ internal sealed class RecordingFileSystem : IFuseFileSystem
     /// <summary>Thrown by every operation, if set.</summary>
     public Exception? Throws { get; set; }
 
-    /// <summary>Called by READ before it answers.</summary>
-    public Action? BeforeRead { get; set; }
+    /// <summary>Called by READ and WRITE before they answer, on the thread of the channel.</summary>
+    public Action? BeforeTransfer { get; set; }
 
     /// <summary>Byte count that READ and WRITE claim; null: all of it.</summary>
     public int? Count { get; set; }
@@ -68,7 +68,7 @@ internal sealed class RecordingFileSystem : IFuseFileSystem
 
     public Errno Read(ulong node, ulong handle, long offset, Span<byte> destination, out int count)
     {
-        BeforeRead?.Invoke();
+        BeforeTransfer?.Invoke();
         for (int i = 0; i < Math.Min(destination.Length, 4096); i++) destination[i] = unchecked((byte)(offset + i));
         count = Count ?? destination.Length;
         return Recording || Throws is not null ? Answer($"read {node} {handle} {offset} {destination.Length}") : Result;
@@ -76,6 +76,7 @@ internal sealed class RecordingFileSystem : IFuseFileSystem
 
     public Errno Write(ulong node, ulong handle, long offset, ReadOnlySpan<byte> source, int openFlags, out int count)
     {
+        BeforeTransfer?.Invoke();
         count = Count ?? source.Length;
         return Recording || Throws is not null
             ? Answer($"write {node} {handle} {offset} {Convert.ToHexString(source[..Math.Min(source.Length, 8)])} {source.Length} {openFlags:x}")

@@ -143,6 +143,106 @@ public sealed class ConcurrencyTests
         image.Close();
     }
 
+    /// <summary>When a block is punched it must not be free yet: whoever got it would lose what it wrote (I3).</summary>
+    [Fact]
+    public void A_block_is_not_free_before_it_is_punched()
+    {
+        Geometry geometry = new("cluster_size=4096", 262_144);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        using CowImage image = SimulatedImages.Open(disk, prepared);
+        byte[] twos = new byte[4096];
+        twos.AsSpan().Fill(2);
+        image.Write(0, twos);
+        image.Sync();
+        image.Discard(0, 4096);
+        bool written = false;
+        disk.BeforeCall = call =>
+        {
+            if (call.Kind != StorageCalls.Discard || written)
+                return;
+            written = true;
+            image.Write(8192, twos);
+        };
+        image.Sync();
+        Assert.True(written);
+        byte[] bytes = new byte[4096];
+        image.Read(8192, bytes);
+        Assert.Equal(twos, bytes);
+        image.Close();
+    }
+
+    /// <summary>A write and a sync that come while another commit is at its device sync: the second sync needs a commit of its own
+    /// (I4).</summary>
+    [Fact]
+    public void A_sync_does_not_share_a_commit_that_began_before_it()
+    {
+        Geometry geometry = new("cluster_size=4096", 262_144);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        using CowImage image = SimulatedImages.Open(disk, prepared);
+        byte[] ones = new byte[4096];
+        ones.AsSpan().Fill(1);
+        image.Write(0, ones);
+        SimulatedDisk? crashed = null;
+        Thread? late = null;
+        disk.BeforeCall = call =>
+        {
+            if (call.Kind != StorageCalls.Sync || late is not null)
+                return;
+            using ManualResetEventSlim written = new();
+            late = Start(() =>
+            {
+                image.Write(8192, ones);
+                written.Set();
+                image.Sync();
+                crashed = disk.Crash(CrashChoice.Nothing);
+            });
+            Assert.True(written.Wait(TimeSpan.FromMinutes(1)));
+            late.Join(TimeSpan.FromMilliseconds(100)); // so that it waits for this commit, where it does
+        };
+        image.Sync();
+        Assert.True(late!.Join(TimeSpan.FromMinutes(1)), "the late sync hangs");
+        using CowImage survivor = SimulatedImages.Open(crashed!, prepared, writable: false);
+        byte[] bytes = new byte[4096];
+        survivor.Read(8192, bytes);
+        Assert.Equal(ones, bytes);
+    }
+
+    /// <summary>A sync that comes while a commit is making the caller's data durable returns only when it is (I4).</summary>
+    [Fact]
+    public void A_sync_waits_for_the_commit_that_carries_its_data()
+    {
+        Geometry geometry = new("cluster_size=4096", 262_144, InitialContent.Full);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        using CowImage image = SimulatedImages.Open(disk, prepared);
+        byte[] ones = new byte[4096];
+        ones.AsSpan().Fill(1);
+        image.Write(0, ones);
+        image.Sync();
+        image.Write(4096, ones);
+        SimulatedDisk? crashed = null;
+        Thread? other = null;
+        disk.BeforeCall = call =>
+        {
+            if (call.Kind != StorageCalls.Sync || other is not null)
+                return;
+            other = Start(() =>
+            {
+                image.Sync();
+                crashed = disk.Crash(CrashChoice.Nothing);
+            });
+            other.Join(TimeSpan.FromMilliseconds(300)); // returns early only where the other sync does not wait
+        };
+        image.Sync();
+        Assert.True(other!.Join(TimeSpan.FromMinutes(1)), "the other sync hangs");
+        using CowImage survivor = SimulatedImages.Open(crashed!, prepared, writable: false);
+        byte[] bytes = new byte[4096];
+        survivor.Read(4096, bytes);
+        Assert.Equal(ones, bytes);
+    }
+
     private volatile Exception? _failure;
 
     private static CowImage Open(MemoryStorage file) => (CowImage)Qcow2Image.Open(new Qcow2Parts(

@@ -1,10 +1,10 @@
 // One seeded run of operations on a simulated disk, crashed and judged.
+using System.Buffers.Binary;
 using QcowFs.Images;
 using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
 using QcowFs.Testing;
 using Xunit;
-using Xunit.Abstractions;
 
 namespace QcowFs.Simulation.Tests;
 
@@ -15,21 +15,27 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     /// <summary>How much of the disk is written and synced before the run, in large writes.</summary>
     public int PrefilledBytes { get; init; }
 
+    /// <summary>The first byte that operations may touch.</summary>
+    public int OperateFrom { get; init; }
+
+    /// <summary>Whether the run must move the refcount table, which it is then checked to do.</summary>
+    public bool Relocates { get; init; }
+
     /// <summary>Crashes at every tick of a run.</summary>
-    public void EveryInstant(int steps, int choices, ITestOutputHelper output)
+    public void EveryInstant(int steps, int choices, Action<string>? log)
     {
         long last = Ticks(steps, out long first);
-        output.WriteLine($"{geometry} seed {seed}: instants {first} to {last}");
+        log?.Invoke($"{geometry} seed {seed}: instants {first} to {last}");
         for (long instant = first; instant <= last; instant++)
             CrashAt(instant, steps, choices);
     }
 
     /// <summary>Crashes at a few ticks of a long run.</summary>
-    public void RandomInstants(int steps, int instants, int choices, ITestOutputHelper output)
+    public void RandomInstants(int steps, int instants, int choices, Action<string>? log)
     {
         long last = Ticks(steps, out long first);
         Random random = new((int)seed);
-        output.WriteLine($"{geometry} seed {seed}: {instants} of the instants {first} to {last}");
+        log?.Invoke($"{geometry} seed {seed}: {instants} of the instants {first} to {last}");
         for (int i = 0; i < instants; i++)
             CrashAt(random.NextInt64(first, last + 1), steps, choices);
     }
@@ -49,8 +55,13 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
         }
 
         JudgeClosed(disk, model, "no crash");
+        if (Relocates)
+            Assert.NotEqual(TableOffset(_prepared.File), TableOffset(disk.Content("image")));
         return disk.Clock;
     }
+
+    private static long TableOffset(byte[] image) =>
+        BinaryPrimitives.ReadInt64BigEndian(image.AsSpan(Qcow2HeaderLayout.RefcountTableOffsetAt));
 
     private void Prefill(SimulatedDisk disk, DiskModel model)
     {
@@ -91,40 +102,54 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
                 continue;
             string where = $"{geometry} seed {seed} instant {instant} {choice}";
             Judge(survivor, model, where);
-            if (number++ % 8 == 0)
-                SecondSpell(survivor, model.Clone(), where, number % 16 == 1 ? 6 : 1);
+            if (number % 3 == 0)
+                WorkAndClose(survivor, model.Clone(), where);
+            if (number++ % 8 == 4)
+                WorkAndCrash(survivor, model.Clone(), where);
         }
 
-        Judge(disk.Kill(), model, $"{geometry} seed {seed} instant {instant} kill");
+        Killed(disk.Kill(), model.Clone(), $"{geometry} seed {seed} instant {instant} kill");
     }
 
-    /// <summary>Goes on working on what survived, and crashes again or closes properly.</summary>
-    private void SecondSpell(SimulatedDisk disk, DiskModel model, string where, int choices)
+    /// <summary>After a kill everything is there but unsynced: what the next session was told is the disk must not vanish (I8).</summary>
+    private void Killed(SimulatedDisk disk, DiskModel model, string where)
     {
-        using (IDiskImage image = SimulatedImages.Open(disk, _prepared))
+        Judge(disk, model, where);
+        using (CowImage image = SimulatedImages.Open(disk, _prepared))
             model.Adopt(image);
-        SimulatedDisk again = disk.Kill();
-        if (choices > 1)
-        {
-            again.CrashAt(again.Clock + 12);
-            try
-            {
-                using IDiskImage image = SimulatedImages.Open(again, _prepared);
-                Operate(image, model, 8, seed + 1000);
-                image.Close();
-            }
-            catch (SimulatedCrashException)
-            {
-                // The second crash.
-            }
+        Judge(disk.Crash(CrashChoice.Nothing), model, where + ", then power loss");
+    }
 
-            foreach ((CrashChoice choice, SimulatedDisk survivor) in again.EnumerateCrashes(choices, seed))
-                Judge(survivor, model, $"{where}, then {choice}");
-            return;
+    /// <summary>Goes on working on what survived, and crashes again.</summary>
+    private void WorkAndCrash(SimulatedDisk survivor, DiskModel model, string where)
+    {
+        using (CowImage image = SimulatedImages.Open(survivor, _prepared))
+            model.Adopt(image);
+        SimulatedDisk disk = survivor.Kill();
+        disk.CrashAt(disk.Clock + 12);
+        try
+        {
+            using CowImage image = SimulatedImages.Open(disk, _prepared);
+            Operate(image, model, 8, seed + 1000);
+            image.Close();
+        }
+        catch (SimulatedCrashException)
+        {
+            // The second crash.
         }
 
-        using (CowImage image = SimulatedImages.Open(again, _prepared))
+        foreach ((CrashChoice choice, SimulatedDisk last) in disk.EnumerateCrashes(6, seed))
+            Judge(last, model, $"{where}, then {choice}");
+    }
+
+    /// <summary>Goes on working on what survived, and closes properly: nothing may be leaked.</summary>
+    private void WorkAndClose(SimulatedDisk survivor, DiskModel model, string where)
+    {
+        SimulatedDisk disk = survivor.Kill();
+        using (CowImage image = SimulatedImages.Open(disk, _prepared))
         {
+            model.Adopt(image);
+
             // Leaks are collected while the image is in use, in windows so small that operations fall between and into them.
             Operate(image, model, 4, seed + 1000);
             if (image.Map.Recovery is LeakCollector collector)
@@ -134,12 +159,12 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
             image.Close();
         }
 
-        JudgeClosed(again, model, $"{where}, then closed", leaksAllowed: geometry.Options.Contains("0.10"));
+        JudgeClosed(disk, model, $"{where}, then closed", leaksAllowed: geometry.Options.Contains("0.10"));
     }
 
     private void Operate(IDiskImage image, DiskModel model, int steps, ulong operations)
     {
-        foreach (Operation operation in Operation.Random(operations, steps, geometry.Size))
+        foreach (Operation operation in Operation.Random(operations, steps, geometry.Size - OperateFrom, OperateFrom))
             operation.Run(image, model);
     }
 

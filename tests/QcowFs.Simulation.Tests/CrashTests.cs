@@ -32,7 +32,7 @@ public sealed class CrashTests(ITestOutputHelper output)
     public void Every_instant_of_short_runs(Geometry geometry)
     {
         for (ulong seed = 1; seed <= 3; seed++)
-            new CrashRun(geometry, seed).EveryInstant(steps: 10, choices: 24, output);
+            new CrashRun(geometry, seed).EveryInstant(steps: 10, choices: 24, output.WriteLine);
     }
 
     [Theory]
@@ -40,7 +40,7 @@ public sealed class CrashTests(ITestOutputHelper output)
     public void Random_instants_of_long_runs(Geometry geometry)
     {
         for (ulong seed = 100; seed < 106; seed++)
-            new CrashRun(geometry, seed).RandomInstants(steps: 150, instants: 6, choices: 12, output);
+            new CrashRun(geometry, seed).RandomInstants(steps: 150, instants: 6, choices: 12, output.WriteLine);
     }
 
     /// <summary>The refcount table is one cluster of 64 blocks of 64 counts: the run crosses what it can hold.</summary>
@@ -49,6 +49,7 @@ public sealed class CrashTests(ITestOutputHelper output)
     {
         Geometry geometry = new("cluster_size=512,refcount_bits=64", 2_300_416);
         for (ulong seed = 1; seed <= 2; seed++)
-            new CrashRun(geometry, seed) { PrefilledBytes = 1_949_696 }.EveryInstant(steps: 14, choices: 8, output);
+            new CrashRun(geometry, seed) { PrefilledBytes = 2_026_496, OperateFrom = 2_026_496, Relocates = true }
+                .EveryInstant(steps: 14, choices: 16, output.WriteLine);
     }
 }

@@ -60,6 +60,8 @@ public sealed class ModelTests
                 image.Close();
             }
 
+            if (geometry.Content == InitialContent.Snapshot)
+                SimulatedImages.JudgeSnapshotByQemu(disk, prepared.Guest, $"{geometry} seed {seed}");
             SimulatedImages.JudgeByQemu(disk, prepared, model.Current.AsSpan(0, geometry.Size), $"{geometry} seed {seed}");
         }
     }

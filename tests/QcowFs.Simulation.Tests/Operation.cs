@@ -15,8 +15,8 @@ internal enum OperationKind
 /// <summary>One guest operation.</summary>
 internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
 {
-    /// <summary>Operations on a disk of a size: mostly small, some large, mostly whole sectors, some of them zeros.</summary>
-    public static IEnumerable<Operation> Random(ulong seed, int count, int size)
+    /// <summary>Operations on <paramref name="size"/> bytes from <paramref name="first"/> on: mostly small, some large, mostly whole sectors, some of them zeros.</summary>
+    public static IEnumerable<Operation> Random(ulong seed, int count, int size, int first = 0)
     {
         Random random = new((int)seed);
         for (int i = 0; i < count; i++)
@@ -25,6 +25,7 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
             int offset = random.Next(0, size - length);
             if (random.Next(3) != 0)
                 (offset, length) = (offset & ~511, Math.Max(512, length & ~511));
+            offset += first;
             int kind = random.Next(9);
             byte[] bytes = new byte[length];
             if (kind < 4)

@@ -100,6 +100,22 @@ internal static class SimulatedImages
         }
     }
 
+    /// <summary>Fails the test unless the snapshot "before" still reads as when it was made.</summary>
+    public static void JudgeSnapshotByQemu(SimulatedDisk disk, byte[] expected, string where)
+    {
+        string folder = Directory.CreateTempSubdirectory("qcowfs-simulation-").FullName;
+        try
+        {
+            File.WriteAllBytes(Path.Combine(folder, "image"), disk.Content("image"));
+            Run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l", "snapshot.name=before", Path.Combine(folder, "image"), Path.Combine(folder, "raw"));
+            Assert.True(File.ReadAllBytes(Path.Combine(folder, "raw")).AsSpan().SequenceEqual(expected), $"{where}: the snapshot changed");
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
     /// <summary>Runs a program, which must succeed.</summary>
     public static string Run(string program, params string[] arguments)
     {

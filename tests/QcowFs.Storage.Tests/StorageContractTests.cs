@@ -174,8 +174,9 @@ public sealed class StorageContractTests
         // The bytes that both write may be either's. The others are the whole-block writer's alone.
         using var fixture = new StorageFixture(kind, 8192);
         using var block = new AlignedBuffer(4096);
-        using var zeros = new AlignedBuffer(4096);
+        using var before = new AlignedBuffer(4096);
         block.Span.Fill(1);
+        before.Span.Fill(3);
         byte[] part = new byte[100];
         part.AsSpan().Fill(2);
         byte[] back = new byte[4096];
@@ -186,7 +187,7 @@ public sealed class StorageContractTests
         {
             for (int round = 0; round < Rounds; round++)
             {
-                fixture.Storage.Write(4096, zeros.Span);
+                fixture.Storage.Write(4096, before.Span);
                 barrier.SignalAndWait();
                 if (round % 3 == 0)
                     fixture.Storage.Discard(4096, 4096);

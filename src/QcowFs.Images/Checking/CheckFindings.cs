@@ -44,12 +44,8 @@ internal sealed class CheckFindings
         }
 
         if (_listed.Count < CheckReport.FindingLimit)
-        {
             _listed.Add(new CheckFinding(kind, severity, structure, offset, message, repair));
-        }
         else
-        {
             NotListed++;
-        }
     }
 }

@@ -95,9 +95,9 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         int slash = name.IndexOf('/', StringComparison.Ordinal);
         if (colon >= 0 && (slash < 0 || colon < slash))
             return "it names a protocol, which is never followed";
-        // A replacement character is what decoding leaves of bytes that are no UTF-8. Paths with them cannot be told exactly.
-        return name.Contains('\0', StringComparison.Ordinal) || name.Contains('\uFFFD', StringComparison.Ordinal)
-            ? "it is not a valid file name" : null;
+        // A replacement character is what decoding leaves of bytes that are no UTF-8, so the path is not known. Control characters would
+        // write to the terminals and logs that later name the file.
+        return name.Length == 0 || name.Any(c => char.IsControl(c) || c == '\uFFFD') ? "it is not a valid file name" : null;
     }
 
     // The path from the root on, as far as the text tells, or null. ".." is left for the kernel to judge.

@@ -38,14 +38,10 @@ internal static class BitmapDirectory
     public static IReadOnlyList<Qcow2Bitmap> Read(Qcow2Header header, IStorage file)
     {
         if (header.Bitmaps is not { } place)
-        {
             return [];
-        }
 
         if (place.DirectoryLength > file.Length - place.DirectoryOffset)
-        {
             throw Bad(file, place.DirectoryOffset, $"its {place.DirectoryLength} bytes reach past the end of the file at byte {file.Length}");
-        }
 
         WindowReader reader = new(file);
         List<Qcow2Bitmap> bitmaps = [];
@@ -53,9 +49,7 @@ internal static class BitmapDirectory
         for (long at = place.DirectoryOffset; at < end;)
         {
             if (bitmaps.Count == place.Count)
-            {
                 throw Bad(file, at, $"it holds more entries than the {place.Count} that the header states");
-            }
 
             Qcow2Bitmap bitmap = ReadEntry(header, file, reader, at, end, out int size);
             bitmaps.Add(bitmap);
@@ -70,9 +64,7 @@ internal static class BitmapDirectory
         Qcow2Header header, IStorage file, WindowReader reader, long at, long end, out int size)
     {
         if (end - at < Qcow2Bitmap.FixedSize)
-        {
             throw Bad(file, at, $"{end - at} bytes are left, too few for an entry");
-        }
 
         ReadOnlySpan<byte> entry = reader.Get(at, Qcow2Bitmap.FixedSize);
         long tableOffset = BinaryPrimitives.ReadInt64BigEndian(entry);
@@ -83,24 +75,29 @@ internal static class BitmapDirectory
         int nameLength = BinaryPrimitives.ReadUInt16BigEndian(entry[18..]);
         uint extraLength = BinaryPrimitives.ReadUInt32BigEndian(entry[20..]);
         bool valid = tableOffset > 0 && tableOffset < Qcow2Limits.MaxHostOffset && tableOffset % header.ClusterSize == 0
-            && tableEntries is > 0 and <= Qcow2Limits.MaxBitmapTableEntries && type == DirtyTrackingType
+            && tableEntries is > 0 and <= Qcow2Limits.MaxBitmapTableEntries
+            && (long)tableEntries << header.ClusterBits <= Qcow2Limits.MaxBitmapBytes && type == DirtyTrackingType
             && granularity is >= Qcow2Limits.MinBitmapGranularityBits and <= Qcow2Limits.MaxBitmapGranularityBits
-            && nameLength is > 0 and <= Qcow2Limits.MaxBitmapNameBytes && extraLength == 0;
+            && nameLength is > 0 and <= Qcow2Limits.MaxBitmapNameBytes && extraLength == 0
+            && (flags & ~(BitmapFlags.InUse | BitmapFlags.Auto)) == BitmapFlags.None
+            && (flags.HasFlag(BitmapFlags.InUse) || Covers(header, tableEntries, granularity));
         if (!valid)
         {
             throw Bad(file, at, $"an entry is malformed (table of {tableEntries} entries at byte {tableOffset}, type {type}, "
-                + $"granularity bits {granularity}, name of {nameLength} bytes, {extraLength} bytes of extra data)");
+                + $"flags {(uint)flags}, granularity bits {granularity}, name of {nameLength} bytes, {extraLength} bytes of extra data)");
         }
 
         size = Qcow2Bitmap.FixedSize + nameLength;
         if (end - at < size)
-        {
             throw Bad(file, at, $"an entry of {size} bytes reaches past the directory's end at byte {end}");
-        }
 
         byte[] name = reader.Get(at, size)[Qcow2Bitmap.FixedSize..].ToArray();
         return new Qcow2Bitmap(at, tableOffset, tableEntries, flags, granularity, name);
     }
+
+    // A consistent bitmap has a bit for every byte of the disk, rounded to the granularity.
+    private static bool Covers(Qcow2Header header, long tableEntries, int granularity) =>
+        (tableEntries << header.ClusterBits << 3) >= (header.VirtualSize >> granularity);
 
     private static ImageFormatException Bad(IStorage file, long offset, string problem) =>
         new(file.Name, Structure, offset, problem, Qcow2HeaderReader.DamagedAdvice);

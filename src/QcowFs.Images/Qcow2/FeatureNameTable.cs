@@ -74,9 +74,7 @@ internal static class FeatureNameTable
         for (int bit = 0; bit < 64; bit++)
         {
             if ((bits >> bit & 1) == 0)
-            {
                 continue;
-            }
 
             FeatureName named = names.Concat(Written).FirstOrDefault(n => n.Kind == kind && n.Bit == bit && n.Name.Length > 0);
             words.Add(named.Name is null ? $"bit {bit}" : $"{Printable.Quote(named.Name)} (bit {bit})");

@@ -191,7 +191,7 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
         {
             kind = ExtentKind.Compressed;
             host = (long)(entry.Raw & (L2Entry.CompressedBit - 1));
-            return _external || entry.Copied ? "a compressed cluster cannot be here" : null;
+            return _external || entry.Copied ? "a compressed cluster cannot be here" : JudgeStream(entry);
         }
 
         if (entry.Raw == 0)
@@ -203,7 +203,8 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
         kind = entry.IsZeroFlag ? ExtentKind.Zero : entry.HasHostCluster ? ExtentKind.Data : ExtentKind.Backing;
         if (entry.Reserved != 0 || (entry.IsZeroFlag && _header.Version < 3))
             return "reserved bits are set";
-        return kind == ExtentKind.Data ? JudgeHost(host, guest & ~_clusterMask) : null;
+        // A zero cluster's place is judged too: a write uses it or gives it up.
+        return entry.HasHostCluster ? JudgeHost(host, guest & ~_clusterMask) : null;
     }
 
     private string? ClassifyExtended(L2Entry entry, SubclusterBitmap bitmap, long guest, out ExtentKind kind, out long host)
@@ -213,7 +214,8 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
         {
             kind = ExtentKind.Compressed;
             host = (long)(entry.Raw & (L2Entry.CompressedBit - 1));
-            return _external || entry.Copied || bitmap.Raw != 0 ? "a compressed cluster has subclusters or cannot be here" : null;
+            return _external || entry.Copied || bitmap.Raw != 0
+                ? "a compressed cluster has subclusters or cannot be here" : JudgeStream(entry);
         }
 
         uint bit = 1u << (int)((guest & _clusterMask) >> _subBits);
@@ -225,7 +227,7 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
             return "a subcluster is marked as data and as zeros";
         if (bitmap.Allocated != 0 && !entry.HasHostCluster)
             return "subclusters are marked as data without a host cluster";
-        if (!allocated)
+        if (!entry.HasHostCluster)
             return null;
         string? problem = JudgeHost(host, guest & ~_clusterMask);
         host += guest & _clusterMask & -(1L << _subBits);
@@ -241,6 +243,12 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
         if (host == 0)
             return "the host offset is that of the header";
         return host >> _clusterBits < _state.FileClusters ? null : "the host offset lies past the end of the file";
+    }
+
+    private string? JudgeStream(L2Entry entry)
+    {
+        CompressedDescriptor stream = CompressedDescriptor.Of(entry, _clusterBits);
+        return (stream.End - 1) >> _clusterBits < _state.FileClusters ? null : "the compressed data lies past the end of the file";
     }
 
     private ImageFormatException BadEntry(long pageOffset, long guest, Scan scan) => new(

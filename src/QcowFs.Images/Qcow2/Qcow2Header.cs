@@ -126,9 +126,7 @@ internal sealed record Qcow2Header
     {
         byte[] backing = BackingName is null ? [] : Encoding.UTF8.GetBytes(BackingName);
         if (ExtensionsEnd + (long)backing.Length > cluster.Length)
-        {
             return false;
-        }
 
         cluster.Clear();
         WriteFields(cluster, BackingName is null ? 0 : ExtensionsEnd, backing.Length);
@@ -159,9 +157,7 @@ internal sealed record Qcow2Header
         BinaryPrimitives.WriteInt32BigEndian(cluster[Qcow2HeaderLayout.SnapshotCountAt..], SnapshotCount);
         BinaryPrimitives.WriteInt64BigEndian(cluster[Qcow2HeaderLayout.SnapshotsOffsetAt..], SnapshotsOffset);
         if (Version < 3)
-        {
             return;
-        }
 
         BinaryPrimitives.WriteUInt64BigEndian(cluster[Qcow2HeaderLayout.IncompatibleFeaturesAt..], (ulong)IncompatibleFeatures);
         BinaryPrimitives.WriteUInt64BigEndian(cluster[Qcow2HeaderLayout.CompatibleFeaturesAt..], (ulong)CompatibleFeatures);

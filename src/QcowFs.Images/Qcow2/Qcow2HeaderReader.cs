@@ -52,9 +52,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadClusterBits()
     {
         if (_bytes.IsEmpty)
-        {
             throw Bad(Structure, -1, "the file is empty", "a qcow2 image has at least a header; check the path");
-        }
 
         if (_bytes.Length < 4 || !HasMagic(_bytes))
         {
@@ -66,9 +64,7 @@ internal readonly ref struct Qcow2HeaderReader
         Need(Structure, 0, Qcow2HeaderLayout.Version2Length);
         uint version = UInt32(Qcow2HeaderLayout.VersionAt);
         if (version is not (2 or 3))
-        {
             throw Bad(Structure, Qcow2HeaderLayout.VersionAt, $"version is {version}, expected 2 or 3", NewerAdvice);
-        }
 
         uint clusterBits = UInt32(Qcow2HeaderLayout.ClusterBitsAt);
         if (clusterBits is < Qcow2Limits.MinClusterBits or > Qcow2Limits.MaxClusterBits)
@@ -116,9 +112,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadHeaderLength(int version, int clusterSize)
     {
         if (version < 3)
-        {
             return Qcow2HeaderLayout.Version2Length;
-        }
 
         Need(Structure, 0, Qcow2HeaderLayout.MinVersion3Length);
         uint length = UInt32(Qcow2HeaderLayout.HeaderLengthAt);
@@ -135,9 +129,7 @@ internal readonly ref struct Qcow2HeaderReader
     private IncompatibleFeatures ReadIncompatibleFeatures(int version, IReadOnlyList<FeatureName> names)
     {
         if (version < 3)
-        {
             return IncompatibleFeatures.None;
-        }
 
         IncompatibleFeatures features = (IncompatibleFeatures)UInt64(Qcow2HeaderLayout.IncompatibleFeaturesAt);
         IncompatibleFeatures unknown = features & ~IncompatibleFeatures.Known;
@@ -149,9 +141,7 @@ internal readonly ref struct Qcow2HeaderReader
     private int ReadRefcountOrder(int version)
     {
         if (version < 3)
-        {
             return Qcow2Limits.Version2RefcountOrder;
-        }
 
         uint order = UInt32(Qcow2HeaderLayout.RefcountOrderAt);
         return order <= Qcow2Limits.MaxRefcountOrder ? (int)order : throw Bad(Structure, Qcow2HeaderLayout.RefcountOrderAt,
@@ -222,9 +212,7 @@ internal readonly ref struct Qcow2HeaderReader
         uint l1Size = UInt32(Qcow2HeaderLayout.L1SizeAt);
         const uint maxL1Size = Qcow2Limits.MaxL1Bytes / L1Entry.Size;
         if (l1Size > maxL1Size)
-        {
             throw Bad(Structure, Qcow2HeaderLayout.L1SizeAt, $"l1_size is {l1Size}, expected at most {maxL1Size} (32 MiB)", DamagedAdvice);
-        }
 
         // At most 2^22 entries of at most 2^39 bytes each: what passes fits into 62 bits.
         ulong size = UInt64(Qcow2HeaderLayout.VirtualSizeAt);
@@ -233,15 +221,12 @@ internal readonly ref struct Qcow2HeaderReader
             $"size is {size}, expected at most the {covered} bytes that an L1 table of {l1Size} entries maps", DamagedAdvice);
     }
 
-    // A table that is there starts at a cluster behind the header. An offset without a table means nothing and may be anything.
+    // A table that is there starts at a cluster behind the header. As in QEMU, the offset of one that is not there is aligned too.
     private long TableOffset(Qcow2Header header, int at, string field, bool present)
     {
         ulong offset = UInt64(at);
-        if (!present)
-        {
+        if (!present && offset % (ulong)header.ClusterSize == 0)
             return 0;
-        }
-
         bool valid = offset >= (ulong)header.ClusterSize && offset < (ulong)Qcow2Limits.MaxHostOffset
             && offset % (ulong)header.ClusterSize == 0;
         return valid ? (long)offset : throw Bad(Structure, at, $"{field} is {offset}, expected a multiple of the cluster size "
@@ -259,9 +244,7 @@ internal readonly ref struct Qcow2HeaderReader
         }
 
         if (offset == 0)
-        {
             return 0;
-        }
 
         if (offset < (ulong)headerLength || offset > (ulong)clusterSize)
         {
@@ -294,9 +277,7 @@ internal readonly ref struct Qcow2HeaderReader
             Need(ExtensionStructure, at, Qcow2HeaderLayout.ExtensionHeadLength);
             HeaderExtensionType type = (HeaderExtensionType)UInt32(at);
             if (type == HeaderExtensionType.End)
-            {
                 break;
-            }
 
             uint length = UInt32(at + 4);
             int room = end - at - Qcow2HeaderLayout.ExtensionHeadLength;
@@ -320,20 +301,22 @@ internal readonly ref struct Qcow2HeaderReader
     private void RequireOnce(List<HeaderExtension> extensions, HeaderExtensionType type, int at)
     {
         if (Enum.IsDefined(type) && extensions.Exists(e => e.Type == type))
-        {
             throw Bad(ExtensionStructure, at, $"extension 0x{(uint)type:x8} occurs twice, expected once", DamagedAdvice);
-        }
 
         if (extensions.Count == Qcow2Limits.MaxExtensions)
-        {
             throw Bad(ExtensionStructure, at, $"there are more than {Qcow2Limits.MaxExtensions} extensions", DamagedAdvice);
-        }
     }
 
     private Qcow2Header WithNames(Qcow2Header header, int backingOffset)
     {
         int backingLength = (int)UInt32(Qcow2HeaderLayout.BackingNameLengthAt);
-        if (backingLength > 0 && header.HasExternalDataFile && header.DataFileIsRaw)
+        if (header.DataFileIsRaw && !header.HasExternalDataFile)
+        {
+            throw Bad(Structure, Qcow2HeaderLayout.AutoclearFeaturesAt,
+                "the external data file is marked raw, but there is none", DamagedAdvice);
+        }
+
+        if (backingLength > 0 && header.DataFileIsRaw)
         {
             throw Bad(Structure, Qcow2HeaderLayout.BackingNameOffsetAt,
                 "there is a backing file and a raw external data file, expected one of them", DamagedAdvice);
@@ -353,9 +336,7 @@ internal readonly ref struct Qcow2HeaderReader
     {
         HeaderExtension? extension = header.FindExtension(type);
         if (extension is null || extension.Data.Length == 0)
-        {
             return null;
-        }
 
         return extension.Data.Length <= maxLength ? Encoding.UTF8.GetString(extension.Data) : throw Bad(ExtensionStructure,
             extension.Offset, $"the name in extension 0x{(uint)type:x8} is {extension.Data.Length} bytes long, expected at most {maxLength}",
@@ -367,12 +348,17 @@ internal readonly ref struct Qcow2HeaderReader
     {
         HeaderExtension? extension = header.FindExtension(HeaderExtensionType.Bitmaps);
         if (extension is null || !header.AutoclearFeatures.HasFlag(AutoclearFeatures.Bitmaps))
-        {
             return null;
-        }
 
         RequireLength(extension, BitmapsExtension.Size, "bitmaps");
         uint count = UInt32(extension.DataOffset);
+        uint reserved = UInt32(extension.DataOffset + 4);
+        if (reserved != 0)
+        {
+            throw Bad(ExtensionStructure, extension.DataOffset + 4,
+                $"the reserved field of the bitmaps extension is {reserved}, expected 0", DamagedAdvice);
+        }
+
         ulong length = UInt64(extension.DataOffset + 8);
         ulong offset = UInt64(extension.DataOffset + 16);
         if (count is 0 or > Qcow2Limits.MaxBitmaps)
@@ -402,9 +388,7 @@ internal readonly ref struct Qcow2HeaderReader
         }
 
         if (extension is null)
-        {
             return null;
-        }
 
         RequireLength(extension, CryptoHeaderExtension.Size, "crypto header");
         long offset = TableOffset(header, extension.DataOffset, "the crypto header's offset", present: true);

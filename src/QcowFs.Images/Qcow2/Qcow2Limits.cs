@@ -55,6 +55,9 @@ internal static class Qcow2Limits
     /// <summary>QEMU: BME_MAX_TABLE_SIZE, in entries.</summary>
     public const int MaxBitmapTableEntries = 0x8000000;
 
+    /// <summary>QEMU: BME_MAX_PHYS_SIZE, bytes of one bitmap's data.</summary>
+    public const long MaxBitmapBytes = 0x20000000;
+
     /// <summary>QEMU: BME_MAX_NAME_SIZE.</summary>
     public const int MaxBitmapNameBytes = 1023;
 

@@ -16,9 +16,7 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
     public static Qcow2SnapshotTable Read(Qcow2Header header, IStorage file)
     {
         if (header.SnapshotCount == 0)
-        {
             return Empty;
-        }
 
         // The shortest entry must fit in the file for each of them before room for the list is made.
         long room = file.Length - header.SnapshotsOffset;
@@ -38,9 +36,7 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
             snapshots.Add(snapshot);
             at += snapshot.SizeOnDisk;
             if (at - header.SnapshotsOffset > Qcow2Limits.MaxSnapshotTableBytes)
-            {
                 throw Bad(file, snapshot.Offset, $"the table is longer than the limit of {Qcow2Limits.MaxSnapshotTableBytes} bytes");
-            }
         }
 
         return new Qcow2SnapshotTable(snapshots, at - header.SnapshotsOffset);
@@ -50,9 +46,7 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
     {
         int? size = Qcow2Snapshot.MeasureEntry(reader.Get(at, Qcow2Snapshot.FixedSize));
         if (size is null)
-        {
             throw Bad(file, at, $"entry {index} has more extra data than the limit of {Qcow2Limits.MaxSnapshotExtraBytes} bytes");
-        }
 
         return size.Value <= file.Length - at ? Qcow2Snapshot.Parse(reader.Get(at, size.Value), at)
             : throw Bad(file, at, $"entry {index} of {size} bytes reaches past the end of the file at byte {file.Length}");

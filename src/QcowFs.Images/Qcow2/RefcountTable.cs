@@ -33,9 +33,10 @@ internal sealed class RefcountTable
     /// <summary>Index of the block that holds a cluster's count.</summary>
     public long BlockOf(long cluster) => cluster / _header.RefcountsPerBlock;
 
-    /// <summary>Whether a block can be read: false where its entry is misaligned. A block that is not there holds zeros.</summary>
-    public bool IsReadable(long blockIndex) =>
-        blockIndex >= Entries.Length || Entries[blockIndex].BlockOffset % _header.ClusterSize == 0;
+    /// <summary>Whether a block can be read: false where its entry is misaligned or beyond what an offset can be. A block that is not
+    /// there holds zeros.</summary>
+    public bool IsReadable(long blockIndex) => blockIndex >= Entries.Length
+        || (Entries[blockIndex].BlockOffset >= 0 && Entries[blockIndex].BlockOffset % _header.ClusterSize == 0);
 
     /// <summary>Whether a block is there and lies in the file.</summary>
     public bool HasBlock(long blockIndex)

@@ -52,14 +52,15 @@ internal sealed class Refcounts : IFreeClusterSource
     /// <summary>Host byte offset of the page that holds a cluster's count. Its block exists.</summary>
     public long PageOffset(long cluster)
     {
-        RefcountTableEntry entry = new(Table[BlockIndex(cluster)]);
+        long index = cluster >> _blockBits;
+        RefcountTableEntry entry = index < Table.Length ? new(Table[(int)index]) : RefcountTableEntry.Unallocated;
         if (!entry.IsAllocated || entry.Reserved != 0 || (entry.BlockOffset & (_header.ClusterSize - 1)) != 0 || entry.BlockOffset < 0)
         {
             throw new ImageFormatException(
                 _cache.FileName,
                 "refcount table",
-                Table.Offset + (BlockIndex(cluster) * 8L),
-                $"entry {entry.Raw:x16} does not point at a refcount block of a cluster in use",
+                Table.Offset + (index * 8L),
+                $"entry {index}, {entry.Raw:x16}, does not point at a refcount block of a cluster in use",
                 "unmount and run `qcowfs check`");
         }
 

@@ -146,12 +146,14 @@ internal sealed class ServedMount : IDisposable
         return line.Result ?? throw new InvalidOperationException("the server ended; " + Complaints);
     }
 
-    /// <summary>Ends every FUSE connection of the namespace, whatever hangs in it.</summary>
+    /// <summary>Ends the FUSE connections that were made in the namespace, whatever hangs in them.</summary>
     public void Abort()
     {
-        foreach (string line in File.ReadLines($"/proc/{_process.Id}/mountinfo").Where(line => line.Contains(" - fuse.qcowfs ", StringComparison.Ordinal)).ToList())
+        foreach (string[] fields in File.ReadAllLines($"/proc/{_process.Id}/mountinfo").Select(line => line.Split(' ')))
         {
-            string number = line.Split(' ')[2].Split(':')[1];
+            // A namespace begins with a copy of its parent's mounts; those are not ours.
+            if (!fields[4].StartsWith(Base + "/", StringComparison.Ordinal) || !fields.Contains("fuse.qcowfs")) continue;
+            string number = fields[2].Split(':')[1];
             ProcessStartInfo start = Bash($"nsenter --mount --target {_process.Id} bash -c 'echo 1 >/sys/fs/fuse/connections/{number}/abort'");
             using Process abort = Process.Start(start)!;
             abort.WaitForExit(HangLimit);

@@ -128,7 +128,7 @@ public sealed class SessionTests : IDisposable
         FuseSession session = Start(new FuseSessionOptions { MaxThreads = most });
         using var entered = new CountdownEvent(most);
         using var go = new ManualResetEventSlim();
-        _fileSystem.BeforeRead = () =>
+        _fileSystem.BeforeTransfer = () =>
         {
             if (entered.CurrentCount > 0) entered.Signal();
             Assert.True(go.Wait(HangLimit));
@@ -145,10 +145,11 @@ public sealed class SessionTests : IDisposable
         Assert.Equal(count, inFlight[..count].Select(request => request.Unique).Distinct().Count());
         Assert.Equal(2, session.CopyRequestsInFlight(new FuseRequestInFlight[2]));
 
-        _fileSystem.BeforeRead = null;
+        _fileSystem.BeforeTransfer = null;
         go.Set();
         for (int i = 0; i < most + 2; i++) Assert.Equal(16 + 2, _kernel.Receive().Length);
         Assert.Equal(most, session.ThreadCount);
+        Assert.True(SpinWait.SpinUntil(() => session.CopyRequestsInFlight(inFlight) == 0, HangLimit), "an answered request is still in the table");
         Assert.Equal(0, _kernel.Ask(FuseOpcode.Flush, 2, new Packet().Zeros(24)).Error);
     }
 
@@ -157,7 +158,25 @@ public sealed class SessionTests : IDisposable
     {
         FuseSession session = Start(new FuseSessionOptions { MaxThreads = 16 });
         for (int i = 0; i < 2000; i++) _kernel.Ask(FuseOpcode.Read, 2, FileRequestTests.ReadBody(0, 2));
-        Assert.InRange(session.ThreadCount, 2, 3);
+        Assert.Equal(2, session.ThreadCount);
+    }
+
+    [Fact]
+    public void Requests_that_each_wait_a_little_get_more_threads()
+    {
+        const int outstanding = 8;
+        FuseSession session = Start(new FuseSessionOptions { MaxThreads = 4 });
+        using var never = new ManualResetEventSlim();
+        _fileSystem.BeforeTransfer = () => never.Wait(TimeSpan.FromMilliseconds(1));
+        byte[] request = Packet.Request(FuseOpcode.Read, 2, FileRequestTests.ReadBody(0, 2));
+        for (int i = 0; i < outstanding; i++) _kernel.Send(request);
+        // Ten thousand requests of a millisecond each: far more than growing needs, and an end if it does not come.
+        for (int i = 0; i < 10_000 && session.ThreadCount < 4; i++)
+        {
+            _kernel.Receive();
+            _kernel.Send(request);
+        }
+        Assert.Equal(4, session.ThreadCount);
     }
 
     [Fact]

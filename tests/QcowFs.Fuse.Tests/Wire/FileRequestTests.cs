@@ -54,7 +54,8 @@ public sealed class FileRequestTests
         var fixture = new DispatcherFixture(payload: 4096);
         Assert.Equal(16 + 4096, fixture.Serve(Packet.Request(FuseOpcode.Read, 2, ReadBody(offset: 0, length: 4096))).Length);
         Assert.Equal(Packet.Reply(-5), fixture.Serve(Packet.Request(FuseOpcode.Read, 2, ReadBody(offset: 0, length: 4097))));
-        Assert.Single(fixture.Faults);
+        // Seen by a check, not by running into the end of the buffer.
+        Assert.Null(Assert.Single(fixture.Faults).Exception);
     }
 
     [Theory]

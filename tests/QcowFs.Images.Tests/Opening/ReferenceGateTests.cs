@@ -55,6 +55,8 @@ public sealed class ReferenceGateTests : IDisposable
         { "host_device:/dev/sda", "it names a protocol, which is never followed" },
         { "fat:rw:/tmp", "it names a protocol, which is never followed" },
         { "base.raw\0.qcow2", "it is not a valid file name" },
+        { "base\u001b[31m.raw", "it is not a valid file name" },
+        { "base\n.raw", "it is not a valid file name" },
     };
 
     [Theory]

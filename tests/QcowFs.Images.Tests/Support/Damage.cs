@@ -57,7 +57,7 @@ internal sealed class Damage : IDisposable
         _file.Write(offset, bytes);
     }
 
-    public void SetByte(long offset, byte value) => _file.Write(offset, [value]);
+    public void Write(long offset, ReadOnlySpan<byte> bytes) => _file.Write(offset, bytes);
 
     public void SetLength(long length) => _file.SetLength(length);
 

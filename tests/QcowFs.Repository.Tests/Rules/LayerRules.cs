@@ -11,8 +11,8 @@ internal static class LayerRules
     /// <summary>Folders of QcowFs.Images that serve every format and know none. Each other folder is a format.</summary>
     private static readonly string[] SharedFolders = ["Engine", "Metadata", "Checking", "Dedup"];
 
-    /// <summary>The one folder that knows the formats: it chooses among them.</summary>
-    private const string Opening = "Opening";
+    /// <summary>Folders that know the formats, because they choose among them.</summary>
+    private static readonly string[] ChoosingFolders = ["Opening", "Creating"];
 
     /// <summary>Formats that need no folder of their own yet are listed too, so that no name slips through.</summary>
     private static readonly string[] KnownFormats = ["Raw", "Qcow2", "AddCow", "Vhdx", "Vhd", "Vmdk", "Vdi", "Qed", "Qcow1", "Parallels"];
@@ -21,7 +21,7 @@ internal static class LayerRules
     [
         .. Directory.EnumerateDirectories(Repository.Absolute(Images))
             .Select(path => Path.GetFileName(path))
-            .Where(name => !SharedFolders.Contains(name) && name is not (Opening or "bin" or "obj"))
+            .Where(name => !SharedFolders.Contains(name) && !ChoosingFolders.Contains(name) && name is not ("bin" or "obj"))
             .Union(KnownFormats),
     ]);
 
@@ -88,7 +88,7 @@ internal static class LayerRules
     private static IEnumerable<string> FormatsApart(SourceFile file)
     {
         string[] parts = file.Path.Split('/');
-        if (!file.IsIn(Images) || parts.Length < 4 || parts[2] == Opening)
+        if (!file.IsIn(Images) || parts.Length < 4 || ChoosingFolders.Contains(parts[2]))
         {
             return [];
         }

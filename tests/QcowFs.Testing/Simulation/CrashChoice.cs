@@ -23,6 +23,9 @@ public sealed class CrashChoice
     /// <summary>All changes.</summary>
     public static CrashChoice Everything { get; } = new("everything survives", static (_, _) => true);
 
+    /// <summary>As <see cref="Everything"/>, but all of it is still unsynced: what <see cref="SimulatedDisk.Kill"/> leaves.</summary>
+    public static CrashChoice ProcessKill { get; } = new("the process was killed", static (_, _) => true);
+
     /// <summary>The first <paramref name="count"/> unsynced changes.</summary>
     public static CrashChoice Prefix(int count) => new($"first {count} changes survive", (change, _) => change.Index < count);
 

@@ -224,7 +224,7 @@ public sealed class SimulatedDisk : IHostFiles
         SimulatedDisk frozen = Kill();
         IReadOnlyList<PendingChange> pending = frozen.Pending;
         var seen = new HashSet<UInt128> { frozen.Fingerprint() };
-        yield return (CrashChoice.Everything, frozen.Kill());
+        yield return (CrashChoice.ProcessKill, frozen.Kill());
         if (pending.Count == 0)
             yield break;
         foreach (CrashChoice choice in CrashEnumeration.Choices(pending, limit, seed))

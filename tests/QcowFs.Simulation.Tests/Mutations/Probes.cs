@@ -1,0 +1,62 @@
+// Short forms of the simulation's tests, for mutants: each passes on the real code and must fail on a mutant that names it.
+namespace QcowFs.Simulation.Tests.Mutations;
+
+/// <summary>Static, without arguments, so that a copy of this assembly can be asked by name.</summary>
+public static class Probes
+{
+    public static void Crash()
+    {
+        foreach (Geometry geometry in new[]
+        {
+            new Geometry("cluster_size=512", 70_144),
+            new Geometry("cluster_size=512", 70_144, InitialContent.Full),
+            new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot),
+        })
+        {
+            for (ulong seed = 1; seed <= 4; seed++)
+                new CrashRun(geometry, seed).EveryInstant(steps: 10, choices: 24, log: null);
+        }
+    }
+
+    public static void CrashOfRelocation() =>
+        new CrashRun(new Geometry("cluster_size=512,refcount_bits=64", 2_300_416), 1)
+        {
+            PrefilledBytes = 2_026_496,
+            OperateFrom = 2_026_496,
+            Relocates = true,
+        }.EveryInstant(steps: 14, choices: 16, log: null);
+
+    public static void CrashOfCompressed()
+    {
+        for (ulong seed = 1; seed <= 4; seed++)
+            new CrashRun(new Geometry("cluster_size=4096", 100_352, InitialContent.Compressed), seed).EveryInstant(10, 24, log: null);
+    }
+
+    public static void CrashOfExternalData()
+    {
+        for (ulong seed = 100; seed < 103; seed++)
+            new CrashRun(new Geometry("cluster_size=512", 70_144, InitialContent.ExternalData), seed).RandomInstants(150, 6, 12, log: null);
+    }
+
+    public static void Model()
+    {
+        ModelTests tests = new();
+        tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Backing));
+        tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Snapshot));
+        tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Snapshot));
+    }
+
+    public static void Errors() => new FaultTests().An_error_latches_the_image(new Geometry("cluster_size=512", 70_144));
+
+    public static void FullHost() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=512", 70_144));
+
+    public static void Reader() => new ConcurrencyTests().A_block_is_not_reused_under_a_reader();
+
+    public static void FreedBlock() => new ConcurrencyTests().A_block_is_not_free_before_it_is_punched();
+
+    public static void LateSync() => new ConcurrencyTests().A_sync_does_not_share_a_commit_that_began_before_it();
+
+    public static void EarlySync() => new ConcurrencyTests().A_sync_waits_for_the_commit_that_carries_its_data();
+
+    public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
+}

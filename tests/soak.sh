@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# soak.sh MINUTES: runs the simulations and the real mounts again and again, each round with seeds that no round before it had, until
+# the time is over or something fails. What failed is repeated with: QCOWFS_SEED_OFFSET=N tests/run-tests.sh Simulation Conformance
+set -uo pipefail
+minutes=${1:-60}
+tests=$(dirname "$(readlink -f "$0")")
+end=$(($(date +%s) + minutes * 60))
+
+# Starts at the clock, so that tomorrow's soak is not today's again; the number is printed.
+offset=$(($(date +%s) % 1000000 * 1000))
+rounds=0
+while [ "$(date +%s)" -lt "$end" ]; do
+    QCOWFS_SEED_OFFSET=$offset "$tests/run-tests.sh" Simulation Conformance || {
+        printf 'soak: failed in round %d; repeat with QCOWFS_SEED_OFFSET=%d\n' $((rounds + 1)) "$offset" >&2
+        exit 1
+    }
+    rounds=$((rounds + 1)) offset=$((offset + 1000))
+done
+printf 'soak: %d rounds in %d minutes, no failure\n' "$rounds" "$minutes"
