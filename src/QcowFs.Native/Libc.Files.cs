@@ -139,6 +139,13 @@ public static unsafe partial class Libc
     [LibraryImport(LibraryName, EntryPoint = "ftruncate", SetLastError = true)]
     public static partial int Ftruncate(int fd, long length);
 
+    /// <summary>f_type of tmpfs (statfs(2)).</summary>
+    public const long TMPFS_MAGIC = 0x01021994;
+
+    /// <summary>fstatfs(2).</summary>
+    [LibraryImport(LibraryName, EntryPoint = "fstatfs", SetLastError = true)]
+    public static partial int Fstatfs(int fd, out StatFsData facts);
+
     /// <summary>lseek(2).</summary>
     [LibraryImport(LibraryName, EntryPoint = "lseek", SetLastError = true)]
     public static partial long Lseek(int fd, long offset, int whence);
@@ -237,6 +244,23 @@ public struct Flock
     public long Length;
     /// <summary>Owner as F_OFD_GETLK tells it: -1 for a lock of an open file description. Must be 0 when asking.</summary>
     public int Pid;
+}
+
+/// <summary>struct statfs as all 64-bit architectures lay it out.</summary>
+[StructLayout(LayoutKind.Explicit, Size = 120)]
+public struct StatFsData
+{
+    /// <summary>f_type: which file system.</summary>
+    [FieldOffset(0)]
+    public long Type;
+
+    /// <summary>f_bsize: the unit of the counts, in bytes.</summary>
+    [FieldOffset(8)]
+    public long BlockSize;
+
+    /// <summary>f_bavail: blocks that an ordinary user may still take.</summary>
+    [FieldOffset(32)]
+    public long AvailableBlocks;
 }
 
 /// <summary>struct statx: the one stat structure whose layout is the same on every architecture.</summary>

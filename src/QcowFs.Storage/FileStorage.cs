@@ -27,6 +27,7 @@ public sealed class FileStorage : IStorage, IExtentSource
     private readonly Lock _syncLock = new();
     private Errno _syncFailure; // guarded by _syncLock
     private long _length; // by Volatile and Interlocked
+    private readonly bool _isTmpfs;
     private volatile bool _cannotPunch;
     private volatile bool _cannotZeroRange;
 
@@ -39,6 +40,7 @@ public sealed class FileStorage : IStorage, IExtentSource
         StatxData facts = Stat(Libc.STATX_BASIC_STATS | Libc.STATX_DIOALIGN);
         _isBlockDevice = (facts.Mode & Libc.S_IFMT) == Libc.S_IFBLK;
         _sectorSize = _isBlockDevice ? QuerySectorSize() : 1;
+        _isTmpfs = Libc.Fstatfs(_fd, out StatFsData fileSystem) == 0 && fileSystem.Type == Libc.TMPFS_MAGIC;
         _length = CurrentLength(facts);
         _direct = directIo ? OpenDirect(facts) : null;
     }
@@ -165,7 +167,7 @@ public sealed class FileStorage : IStorage, IExtentSource
         if (length == 0 || _isBlockDevice)
             return;
         using RangeGate.Ticket held = Hold(offset, offset + length);
-        Errno result = Fallocate(0, offset, length);
+        Errno result = _isTmpfs ? ReserveInMemory(offset, length) : Fallocate(0, offset, length);
         if (result == Errno.None)
             DirectIo.Raise(ref _length, offset + length);
         else if (result is not (Errno.EOPNOTSUPP or Errno.ENOSYS))
@@ -254,6 +256,25 @@ public sealed class FileStorage : IStorage, IExtentSource
             if (Libc.LastErrno != Errno.EINTR)
                 return Libc.LastErrno;
         }
+        return Errno.None;
+    }
+
+    // tmpfs would fill a reservation with pages of memory, which costs more than the writes that it is for: there the space is only
+    // looked for.
+    private Errno ReserveInMemory(long offset, long length)
+    {
+        if (Libc.Fstatfs(_fd, out StatFsData facts) != 0)
+            return Libc.LastErrno;
+        if (facts.AvailableBlocks < length / facts.BlockSize)
+            return Errno.ENOSPC;
+        if (offset + length <= Length)
+            return Errno.None;
+        while (Libc.Ftruncate(_fd, offset + length) != 0)
+        {
+            if (Libc.LastErrno != Errno.EINTR)
+                return Libc.LastErrno;
+        }
+
         return Errno.None;
     }
 

@@ -1,4 +1,5 @@
-// Keeps a read-modify-write of whole blocks apart from everything else that changes the same blocks. Without it, direct I/O would
+// Locks on ranges of an address space, held across I/O. Direct I/O locks bytes, the copy-on-write engine guest blocks.
+// In direct I/O it keeps a read-modify-write of whole blocks apart from everything else that changes the same blocks. Without it, direct I/O would
 // lose bytes: the block read before a neighbour's write and written back after it takes the neighbour's bytes back in time.
 using System.Runtime.InteropServices;
 
@@ -8,7 +9,7 @@ namespace QcowFs.Storage;
 /// Locks on byte ranges: shared ones pass each other, an exclusive one waits for all that overlap it and keeps them out. The list
 /// is as long as there are threads at work, so it is searched linearly. Not fair, not recursive. Allocates nothing in steady use.
 /// </summary>
-internal sealed class RangeGate
+public sealed class RangeGate
 {
     private readonly object _lock = new(); // guards _held; a Monitor because it is waited on
     private readonly List<Range> _held = [];
@@ -47,9 +48,19 @@ internal sealed class RangeGate
     }
 
     /// <summary>A held range; the default value holds nothing.</summary>
-    internal readonly struct Ticket(RangeGate? gate, Range range) : IDisposable
+    public readonly struct Ticket : IDisposable
     {
-        public void Dispose() => gate?.Leave(range);
+        private readonly RangeGate? _gate;
+        private readonly Range _range;
+
+        internal Ticket(RangeGate gate, Range range)
+        {
+            _gate = gate;
+            _range = range;
+        }
+
+        /// <summary>Releases the range.</summary>
+        public void Dispose() => _gate?.Leave(_range);
     }
 
     internal readonly record struct Range(long Start, long End, bool Exclusive);

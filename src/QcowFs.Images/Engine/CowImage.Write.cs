@@ -49,38 +49,35 @@ internal sealed partial class CowImage
 
     private void WriteStep(long offset, ReadOnlySpan<byte> source)
     {
-        int token = LockRange(offset, source.Length, exclusive: false);
-        int slot = _epoch.Enter();
-        try
-        {
-            if (TryWriteInPlace(offset, source))
-                return;
-        }
-        finally
-        {
-            _epoch.Exit(slot);
-            _ranges.Exit(token);
-        }
-
-        Allocating(offset, source.Length, source, static (image, at, bytes) => image.WriteExclusive(at, bytes));
+        if (!TryWriteInPlace(offset, source))
+            Allocating(offset, source.Length, source, static (image, at, bytes) => image.WriteExclusive(at, bytes));
     }
 
     /// <summary>Overwrites blocks that are the image's own. False, with an unknown part written, when one of them is not: the
     /// caller writes the whole range again.</summary>
     private bool TryWriteInPlace(long offset, ReadOnlySpan<byte> source)
     {
-        while (source.Length > 0)
+        using RangeGate.Ticket held = LockRange(offset, source.Length, exclusive: false);
+        int slot = _epoch.Enter();
+        try
         {
-            Extent extent = _map.Lookup(offset, source.Length);
-            if (extent.Kind != ExtentKind.Data || !extent.Writable)
-                return false;
-            _data.Write(extent.Host, source[..(int)extent.Length]);
-            _dataDirty = true;
-            offset += extent.Length;
-            source = source[(int)extent.Length..];
-        }
+            while (source.Length > 0)
+            {
+                Extent extent = _map.Lookup(offset, source.Length);
+                if (extent.Kind != ExtentKind.Data || !extent.Writable)
+                    return false;
+                _data.Write(extent.Host, source[..(int)extent.Length]);
+                _dataDirty = true;
+                offset += extent.Length;
+                source = source[(int)extent.Length..];
+            }
 
-        return true;
+            return true;
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
     }
 
     private delegate void ExclusiveStep(CowImage image, long offset, ReadOnlySpan<byte> source);
@@ -91,27 +88,30 @@ internal sealed partial class CowImage
     {
         if (_map.NeedsCommit)
             _commits.Run();
-        for (bool retried = false; ; retried = true)
-        {
-            int token = LockRange(offset, length, exclusive: true);
-            int slot = _epoch.Enter();
-            try
-            {
-                step(this, offset, source);
-                ArmCommitTimer();
-                return;
-            }
-            catch (StorageException exception) when (exception.IsOutOfSpace && !retried && _map.IsDirty)
-            {
-                // Fall through to the commit, which must not run under the range lock or inside the epoch.
-            }
-            finally
-            {
-                _epoch.Exit(slot);
-                _ranges.Exit(token);
-            }
+        if (TryStep(offset, length, source, step, lastTry: false))
+            return;
+        _commits.Run();
+        TryStep(offset, length, source, step, lastTry: true);
+    }
 
-            _commits.Run();
+    /// <summary>False: the host is full, and a commit may free space.</summary>
+    private bool TryStep(long offset, long length, ReadOnlySpan<byte> source, ExclusiveStep step, bool lastTry)
+    {
+        using RangeGate.Ticket held = LockRange(offset, length, exclusive: true);
+        int slot = _epoch.Enter();
+        try
+        {
+            step(this, offset, source);
+            ArmCommitTimer();
+            return true;
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace && !lastTry && _map.IsDirty)
+        {
+            return false;
+        }
+        finally
+        {
+            _epoch.Exit(slot);
         }
     }
 
@@ -373,8 +373,9 @@ internal sealed partial class CowImage
         return Math.Min(available, mask + 1 - (int)(offset & mask));
     }
 
-    private int LockRange(long offset, long length, bool exclusive) =>
-        _ranges.Enter(offset >> _blockBits, (offset + Math.Max(length, 1) - 1) >> _blockBits, exclusive);
+    /// <summary>Locks the blocks that a range touches.</summary>
+    private RangeGate.Ticket LockRange(long offset, long length, bool exclusive) =>
+        _ranges.Enter(offset >> _blockBits, ((offset + length + _blockMask) >> _blockBits), exclusive);
 
     private void BeginChange()
     {

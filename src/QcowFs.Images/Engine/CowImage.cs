@@ -35,7 +35,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly IStorage _data;
     private readonly IDiskImage? _backing;
     private readonly ReaderEpoch _epoch;
-    private readonly RangeLock _ranges = new();
+    private readonly RangeGate _ranges = new();
     private readonly GroupCommit _commits;
     private readonly ITimer? _commitTimer;
     private readonly TimeSpan _commitInterval;
