@@ -45,14 +45,12 @@ internal sealed class ChannelGrowth : IDisposable
     public void Start() => new Thread(Watch, maxStackSize: 1 << 18) { IsBackground = true, Name = "fuse-growth" }.Start();
 
     /// <summary>Stops watching; the session has ended.</summary>
-    public void Stop()
+    [SuppressMessage("Usage", "CA2213", Justification = "The watching thread may still wait on the events, which hold no handle.")]
+    public void Dispose()
     {
         _stopped.Set();
         _pressed.Set();
     }
-
-    [SuppressMessage("Usage", "CA2213", Justification = "The events are not disposed: the watching thread may still be waiting on them, and they hold no handle.")]
-    public void Dispose() => Stop();
 
     private void Watch()
     {

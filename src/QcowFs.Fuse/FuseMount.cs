@@ -90,34 +90,63 @@ public sealed class FuseMount : IDisposable
         {
             Errno.None when (facts.Mode & Libc.S_IFMT) is Libc.S_IFDIR or Libc.S_IFREG => facts.Mode,
             Errno.None => throw new FuseMountException(
-                FuseMountFailure.MountPointUnusable, Errno.EINVAL, mountPoint, "the mount point is neither a directory nor a regular file", "choose another"),
+                FuseMountFailure.MountPointUnusable, Errno.EINVAL, mountPoint,
+                "the mount point is neither a directory nor a regular file", "choose another"),
             _ => throw MountFailure(errno, mountPoint),
         };
     }
 
     private static FuseMountException DeviceFailure(Errno errno) => errno switch
     {
-        Errno.ENOENT => new(FuseMountFailure.DeviceMissing, errno, FuseDevice.Path, "the device does not exist", "load the fuse module, or give the container /dev/fuse"),
-        Errno.ENODEV or Errno.ENXIO => new(FuseMountFailure.DeviceMissing, errno, FuseDevice.Path, "the kernel has no FUSE", "load the fuse module"),
-        _ => new(FuseMountFailure.Other, errno, FuseDevice.Path, ErrnoText.Describe(errno), "see dmesg"),
+        Errno.ENOENT => new(
+            FuseMountFailure.DeviceMissing, errno, FuseDevice.Path,
+            "the device does not exist", "load the fuse module, or give the container /dev/fuse"),
+        Errno.ENODEV or Errno.ENXIO => new(
+            FuseMountFailure.DeviceMissing, errno, FuseDevice.Path,
+            "the kernel has no FUSE", "load the fuse module"),
+        _ => new(
+            FuseMountFailure.Other, errno, FuseDevice.Path,
+            ErrnoText.Describe(errno), "see dmesg"),
     };
 
     private static FuseMountException MountFailure(Errno errno, string path) => errno switch
     {
-        Errno.ENOENT => new(FuseMountFailure.MountPointMissing, errno, path, "the mount point does not exist", "create it"),
-        Errno.ENOTDIR => new(FuseMountFailure.MountPointMissing, errno, path, "the mount point lies below something that is not a directory", "choose another"),
-        Errno.EACCES => new(FuseMountFailure.NotPermitted, errno, path, "the mount point cannot be reached", "check the permissions of the directories above it"),
-        Errno.ENOTCONN => new(FuseMountFailure.DeadMount, errno, path, "a mount whose server has died is in the way", "unmount it first"),
-        Errno.ENODEV => new(FuseMountFailure.DeviceMissing, errno, path, "the kernel has no FUSE", "load the fuse module"),
-        _ => new(FuseMountFailure.Other, errno, path, "mount: " + ErrnoText.Describe(errno), "see dmesg"),
+        Errno.ENOENT => new(
+            FuseMountFailure.MountPointMissing, errno, path,
+            "the mount point does not exist", "create it"),
+        Errno.ENOTDIR => new(
+            FuseMountFailure.MountPointMissing, errno, path,
+            "the mount point lies below something that is not a directory", "choose another"),
+        Errno.EACCES => new(
+            FuseMountFailure.NotPermitted, errno, path,
+            "the mount point cannot be reached", "check the permissions of the directories above it"),
+        Errno.ENOTCONN => new(
+            FuseMountFailure.DeadMount, errno, path,
+            "a mount whose server has died is in the way", "unmount it first"),
+        Errno.ENODEV => new(
+            FuseMountFailure.DeviceMissing, errno, path,
+            "the kernel has no FUSE", "load the fuse module"),
+        _ => new(
+            FuseMountFailure.Other, errno, path,
+            "mount: " + ErrnoText.Describe(errno), "see dmesg"),
     };
 
     private static FuseMountException UnmountFailure(Errno errno, string path) => errno switch
     {
-        Errno.EBUSY => new(FuseMountFailure.Busy, errno, path, "the mount is in use", "close what is open there, or unmount lazily"),
-        Errno.EINVAL => new(FuseMountFailure.NotMounted, errno, path, "nothing is mounted there", "check the path"),
-        Errno.ENOENT => new(FuseMountFailure.MountPointMissing, errno, path, "the mount point does not exist", "check the path"),
-        Errno.EACCES => new(FuseMountFailure.NotPermitted, errno, path, "the mount point cannot be reached", "check the permissions of the directories above it"),
-        _ => new(FuseMountFailure.Other, errno, path, "umount: " + ErrnoText.Describe(errno), "see dmesg"),
+        Errno.EBUSY => new(
+            FuseMountFailure.Busy, errno, path,
+            "the mount is in use", "close what is open there, or unmount lazily"),
+        Errno.EINVAL => new(
+            FuseMountFailure.NotMounted, errno, path,
+            "nothing is mounted there", "check the path"),
+        Errno.ENOENT => new(
+            FuseMountFailure.MountPointMissing, errno, path,
+            "the mount point does not exist", "check the path"),
+        Errno.EACCES => new(
+            FuseMountFailure.NotPermitted, errno, path,
+            "the mount point cannot be reached", "check the permissions of the directories above it"),
+        _ => new(
+            FuseMountFailure.Other, errno, path,
+            "umount: " + ErrnoText.Describe(errno), "see dmesg"),
     };
 }

@@ -59,7 +59,8 @@ public sealed unsafe class FuseSession : IDisposable
     {
     }
 
-    private FuseSession(IFuseFileSystem fileSystem, IReadOnlyList<SafeFileHandle> devices, FuseConnection? connection, FuseSessionOptions options)
+    private FuseSession(
+        IFuseFileSystem fileSystem, IReadOnlyList<SafeFileHandle> devices, FuseConnection? connection, FuseSessionOptions options)
     {
         ArgumentNullException.ThrowIfNull(fileSystem);
         ArgumentNullException.ThrowIfNull(options);

@@ -47,14 +47,16 @@ internal static unsafe class Fusermount
 
     private static string Find(string mountPoint)
     {
-        string[] directories = (Environment.GetEnvironmentVariable("PATH") ?? "").Split(':', StringSplitOptions.RemoveEmptyEntries);
+        string path = Environment.GetEnvironmentVariable("PATH") ?? "";
+        string[] directories = path.Split(':', StringSplitOptions.RemoveEmptyEntries);
         foreach (string directory in directories.Concat(FallbackDirectories))
         {
             string candidate = Path.Combine(directory, Program);
             if (Path.IsPathRooted(candidate) && Exists(candidate)) return candidate;
         }
         throw new FuseMountException(
-            FuseMountFailure.MountProgramMissing, Errno.ENOENT, mountPoint, "fusermount3, which mounts for ordinary users, is not installed", "install the package fuse3, or mount as root");
+            FuseMountFailure.MountProgramMissing, Errno.ENOENT, mountPoint,
+            "fusermount3, which mounts for ordinary users, is not installed", "install the package fuse3, or mount as root");
     }
 
     private static bool Exists(string path)
@@ -81,7 +83,8 @@ internal static unsafe class Fusermount
         catch (System.ComponentModel.Win32Exception exception)
         {
             throw new FuseMountException(
-                FuseMountFailure.MountProgramMissing, (Errno)exception.NativeErrorCode, mountPoint, "fusermount3 cannot be started", "reinstall the package fuse3, or mount as root");
+                FuseMountFailure.MountProgramMissing, (Errno)exception.NativeErrorCode, mountPoint,
+                "fusermount3 cannot be started", "reinstall the package fuse3, or mount as root");
         }
     }
 
@@ -89,15 +92,18 @@ internal static unsafe class Fusermount
     private static (SafeFileHandle Ours, SafeFileHandle Theirs) ConnectedSockets(string mountPoint)
     {
         int* pair = stackalloc int[2];
-        if (Libc.SocketPair(Libc.AF_UNIX, Libc.SOCK_STREAM | Libc.SOCK_CLOEXEC, 0, pair) != 0)
-            throw new FuseMountException(FuseMountFailure.Other, Libc.LastErrno, mountPoint, ErrnoText.Describe(Libc.LastErrno), "see ulimit -n");
+        if (Libc.SocketPair(Libc.AF_UNIX, Libc.SOCK_STREAM | Libc.SOCK_CLOEXEC, 0, pair) != 0) throw NoSocket(Libc.LastErrno, mountPoint);
         var ours = new SafeFileHandle(pair[0], ownsHandle: true);
         var theirs = new SafeFileHandle(pair[1], ownsHandle: true);
         if (Libc.Fcntl(pair[1], Libc.F_SETFD, 0) == 0) return (ours, theirs);
+        Errno errno = Libc.LastErrno;
         ours.Dispose();
         theirs.Dispose();
-        throw new FuseMountException(FuseMountFailure.Other, Libc.LastErrno, mountPoint, ErrnoText.Describe(Libc.LastErrno), "see dmesg");
+        throw NoSocket(errno, mountPoint);
     }
+
+    private static FuseMountException NoSocket(Errno errno, string mountPoint)
+        => new(FuseMountFailure.Other, errno, mountPoint, "no socket for fusermount3: " + ErrnoText.Describe(errno), "see ulimit -n");
 
     /// <summary>Takes the descriptor that comes with one byte (SCM_RIGHTS); null where the program ended without sending one.</summary>
     private static SafeFileHandle? ReceiveDescriptor(int socket)
@@ -123,16 +129,26 @@ internal static unsafe class Fusermount
     {
         (string Phrase, FuseMountFailure Failure, string What, string Advice)[] known =
         [
-            ("user_allow_other", FuseMountFailure.AllowOtherForbidden, "allow_other is not allowed to ordinary users", "put a line user_allow_other into /etc/fuse.conf, or mount as root"),
-            ("mount_max", FuseMountFailure.TooManyMounts, "you have as many FUSE mounts as are allowed", "unmount one, or raise mount_max in /etc/fuse.conf"),
-            ("device not found", FuseMountFailure.DeviceMissing, "the kernel has no FUSE", "load the fuse module"),
-            ("failed to open /dev/fuse", FuseMountFailure.DeviceForbidden, "/dev/fuse cannot be opened", "check that it exists and has mode 0666"),
-            ("no write access to mountpoint", FuseMountFailure.NotPermitted, "an ordinary user needs write access to the mount point", "choose a directory of your own"),
-            ("not owned by user", FuseMountFailure.NotPermitted, "an ordinary user has to own the mount point", "choose a directory of your own"),
-            ("mounting over filesystem type", FuseMountFailure.NotPermitted, "an ordinary user may not mount over this kind of file system", "choose another mount point"),
-            ("Transport endpoint is not connected", FuseMountFailure.DeadMount, "a mount whose server has died is in the way", "unmount it first"),
-            ("Operation not permitted", FuseMountFailure.NotPermitted, "mounting is not permitted here", "check that fusermount3 is set-user-id root, and what the container allows"),
-            ("Permission denied", FuseMountFailure.NotPermitted, "mounting is not permitted here", "check the permissions of the mount point"),
+            ("user_allow_other", FuseMountFailure.AllowOtherForbidden,
+                "allow_other is not allowed to ordinary users", "put a line user_allow_other into /etc/fuse.conf, or mount as root"),
+            ("mount_max", FuseMountFailure.TooManyMounts,
+                "you have as many FUSE mounts as are allowed", "unmount one, or raise mount_max in /etc/fuse.conf"),
+            ("device not found", FuseMountFailure.DeviceMissing,
+                "the kernel has no FUSE", "load the fuse module"),
+            ("failed to open /dev/fuse", FuseMountFailure.DeviceForbidden,
+                "/dev/fuse cannot be opened", "check that it exists and has mode 0666"),
+            ("no write access to mountpoint", FuseMountFailure.NotPermitted,
+                "an ordinary user needs write access to the mount point", "choose a directory of your own"),
+            ("not owned by user", FuseMountFailure.NotPermitted,
+                "an ordinary user has to own the mount point", "choose a directory of your own"),
+            ("mounting over filesystem type", FuseMountFailure.NotPermitted,
+                "an ordinary user may not mount over this kind of file system", "choose another mount point"),
+            ("Transport endpoint is not connected", FuseMountFailure.DeadMount,
+                "a mount whose server has died is in the way", "unmount it first"),
+            ("Operation not permitted", FuseMountFailure.NotPermitted,
+                "mounting is not permitted here", "check that fusermount3 is set-user-id root, and what the container allows"),
+            ("Permission denied", FuseMountFailure.NotPermitted,
+                "mounting is not permitted here", "check the permissions of the mount point"),
         ];
         foreach ((string phrase, FuseMountFailure failure, string what, string advice) in known)
         {
@@ -145,11 +161,16 @@ internal static unsafe class Fusermount
     {
         (string Phrase, FuseMountFailure Failure, Errno Errno, string What, string Advice)[] known =
         [
-            ("busy", FuseMountFailure.Busy, Errno.EBUSY, "the mount is in use", "close what is open there, or unmount lazily"),
-            ("not found in /etc/mtab", FuseMountFailure.NotMounted, Errno.EINVAL, "nothing of yours is mounted there", "check the path and the user"),
-            ("Invalid argument", FuseMountFailure.NotMounted, Errno.EINVAL, "nothing is mounted there", "check the path"),
-            ("No such file", FuseMountFailure.MountPointMissing, Errno.ENOENT, "the mount point does not exist", "check the path"),
-            ("not permitted", FuseMountFailure.NotPermitted, Errno.EPERM, "the mount is not yours", "unmount it as the user who made it, or as root"),
+            ("busy", FuseMountFailure.Busy, Errno.EBUSY,
+                "the mount is in use", "close what is open there, or unmount lazily"),
+            ("not found in /etc/mtab", FuseMountFailure.NotMounted, Errno.EINVAL,
+                "nothing of yours is mounted there", "check the path and the user"),
+            ("Invalid argument", FuseMountFailure.NotMounted, Errno.EINVAL,
+                "nothing is mounted there", "check the path"),
+            ("No such file", FuseMountFailure.MountPointMissing, Errno.ENOENT,
+                "the mount point does not exist", "check the path"),
+            ("not permitted", FuseMountFailure.NotPermitted, Errno.EPERM,
+                "the mount is not yours", "unmount it as the user who made it, or as root"),
         ];
         foreach ((string phrase, FuseMountFailure failure, Errno errno, string what, string advice) in known)
         {

@@ -16,9 +16,10 @@ internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions opt
         while (true)
         {
             int received = _device.Receive(buffers.Request, buffers.RequestCapacity, out Errno end);
-            if (received <= 0) throw new FuseProtocolException($"the kernel ended the connection before it began ({ErrnoText.Describe(end)})");
+            if (received <= 0) throw new FuseProtocolException($"the connection ended before it began ({ErrnoText.Describe(end)})");
             var request = new ReadOnlySpan<byte>(buffers.Request, received);
-            if (!Message.TryRead(request, out InHeader header)) throw new FuseProtocolException($"the kernel sent a request of {received} bytes");
+            if (!Message.TryRead(request, out InHeader header))
+                throw new FuseProtocolException($"the kernel sent a request of {received} bytes");
             if (Answer(in header, request[InHeader.Size..]) is { } connection) return connection;
         }
     }
@@ -38,8 +39,8 @@ internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions opt
             case Negotiation.Outcome.TooOld:
                 Message.TryRead(body, out InitIn init);
                 Refuse(header.Unique, Errno.EPROTO);
-                throw new FuseProtocolException(
-                    $"the kernel speaks FUSE {init.Major}.{init.Minor}; {Negotiation.Major}.{Negotiation.OldestMinor} (Linux 5.4) or newer is needed");
+                const string needed = "7.31 (Linux 5.4) or newer is needed"; // Negotiation.OldestMinor
+                throw new FuseProtocolException($"the kernel speaks FUSE {init.Major}.{init.Minor}; {needed}");
             default:
                 Send(header.Unique, in reply);
                 return connection;
@@ -55,7 +56,8 @@ internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions opt
         Message.Write(bytes, in header);
         Message.Write(bytes[OutHeader.Size..], in reply);
         Errno errno = _device.Send(message, length);
-        if (errno != Errno.None) throw new FuseProtocolException($"the kernel did not take the answer to INIT ({ErrnoText.Describe(errno)})");
+        if (errno != Errno.None)
+            throw new FuseProtocolException($"the kernel did not take the answer to INIT ({ErrnoText.Describe(errno)})");
     }
 
     /// <summary>The caller ends the connection next, so it does not matter whether this arrives.</summary>

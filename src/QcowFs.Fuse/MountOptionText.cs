@@ -40,7 +40,8 @@ internal static class MountOptionText
             | (options.NoExec ? Libc.MS_NOEXEC : 0) | (options.NoAccessTime ? Libc.MS_NOATIME : 0);
     }
 
-    private static string Escape(string value) => value.Replace("\\", "\\\\", StringComparison.Ordinal).Replace(",", "\\,", StringComparison.Ordinal);
+    private static string Escape(string value)
+        => value.Replace("\\", "\\\\", StringComparison.Ordinal).Replace(",", "\\,", StringComparison.Ordinal);
 
     private static void AppendShared(StringBuilder text, FuseMountOptions options)
     {

@@ -152,8 +152,8 @@ internal sealed class Sandbox : IDisposable
     /// <summary>S2.</summary>
     private void EndEverything()
     {
+        string[] loops = [.. LoopDevices()]; // by their paths, which go with the mounts
         AbortConnections();
-        string[] loops = [.. LoopDevices()];
         if (loops.Length > 0)
         {
             // A file system on a loop device goes first; nothing in the namespace is needed any more.

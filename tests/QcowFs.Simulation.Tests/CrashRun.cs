@@ -11,6 +11,7 @@ namespace QcowFs.Simulation.Tests;
 internal sealed class CrashRun(Geometry geometry, ulong seed)
 {
     private readonly PreparedImage _prepared = SimulatedImages.Prepare(geometry);
+    private (SimulatedDisk Disk, DiskModel Model)? _start;
 
     /// <summary>How much of the disk is written and synced before the run, in large writes.</summary>
     public int PrefilledBytes { get; init; }
@@ -43,9 +44,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     /// <summary>The clock at the start and at the end of the run when nothing goes wrong, which it also proves.</summary>
     private long Ticks(int steps, out long first)
     {
-        SimulatedDisk disk = SimulatedImages.DiskOf(_prepared);
-        DiskModel model = new(_prepared.Guest);
-        Prefill(disk, model);
+        (SimulatedDisk disk, DiskModel model) = Start();
         first = disk.Clock + 1;
         using (IDiskImage image = SimulatedImages.Open(disk, _prepared))
         {
@@ -63,25 +62,33 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     private static long TableOffset(byte[] image) =>
         BinaryPrimitives.ReadInt64BigEndian(image.AsSpan(Qcow2HeaderLayout.RefcountTableOffsetAt));
 
-    private void Prefill(SimulatedDisk disk, DiskModel model)
+    /// <summary>The disk and its model as the run finds them: made once, then copied.</summary>
+    private (SimulatedDisk Disk, DiskModel Model) Start()
     {
-        if (PrefilledBytes == 0)
-            return;
-        byte[] bytes = new byte[PrefilledBytes];
-        new Random(7).NextBytes(bytes);
-        using IDiskImage image = SimulatedImages.Open(disk, _prepared, cacheSize: 1 << 20);
-        model.Write(0, bytes);
-        image.Write(0, bytes);
-        image.Sync();
-        model.Sync();
-        image.Close();
+        if (_start is null)
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(_prepared);
+            DiskModel model = new(_prepared.Guest);
+            if (PrefilledBytes > 0)
+            {
+                byte[] bytes = new byte[PrefilledBytes];
+                new Random(7).NextBytes(bytes);
+                using CowImage image = SimulatedImages.Open(disk, _prepared, cacheSize: 1 << 20);
+                model.Write(0, bytes);
+                image.Write(0, bytes);
+                image.Close();
+                model.Sync();
+            }
+
+            _start = (disk, model);
+        }
+
+        return (_start.Value.Disk.Crash(CrashChoice.Everything), _start.Value.Model.Clone());
     }
 
     private void CrashAt(long instant, int steps, int choices)
     {
-        SimulatedDisk disk = SimulatedImages.DiskOf(_prepared);
-        DiskModel model = new(_prepared.Guest);
-        Prefill(disk, model);
+        (SimulatedDisk disk, DiskModel model) = Start();
         disk.CrashAt(instant);
         try
         {

@@ -1,7 +1,7 @@
 // A session over a socket that stands in for the device.
 using Microsoft.Win32.SafeHandles;
-using QcowFs.Native;
 using QcowFs.Fuse.Tests.Wire;
+using QcowFs.Native;
 
 namespace QcowFs.Fuse.Tests.Sessions;
 

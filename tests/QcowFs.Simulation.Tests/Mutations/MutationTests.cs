@@ -8,7 +8,7 @@ public sealed class MutationTests(ITestOutputHelper output)
 {
     private const string Commit = "Qcow2/Qcow2Commit.cs";
 
-    public static TheoryData<Mutation> Mutations =>
+    private static readonly Mutation[] Ordering =
     [
         new Mutation(
             "I1 a mapping is written before its data is synced",
@@ -27,7 +27,7 @@ public sealed class MutationTests(ITestOutputHelper output)
             Commit,
             "state.File.Sync();\n            _headerTableOffset",
             "_headerTableOffset",
-            nameof(Probes.CrashOfRelocation)),
+            nameof(Probes.CrashOfNewCountBlocks)),
         new Mutation(
             "I2 raised counts go with the links",
             "Qcow2/Refcounts.cs",
@@ -46,6 +46,10 @@ public sealed class MutationTests(ITestOutputHelper output)
             "            // I3: punched while the count still protects it, then free.\n",
             "            lock (_cache.Gate) { _cache.BeginChange(page, CommitStage.Counts); for (long c = run.First; c < run.End; c++) counts.Set(page, c, 0); page.EndChange(); state.Allocator!.Free(run); }\n",
             nameof(Probes.FreedBlock)),
+    ];
+
+    private static readonly Mutation[] SyncsAndData =
+    [
         new Mutation(
             "I4 the last sync of a commit is missing",
             Commit,
@@ -88,6 +92,10 @@ public sealed class MutationTests(ITestOutputHelper output)
             "_cache.Thaw(frozen.Pages, written);",
             "_cache.Thaw(frozen.Pages, true);",
             nameof(Probes.FullHost)),
+    ];
+
+    private static readonly Mutation[] SessionsAndSharing =
+    [
         new Mutation(
             "I8 an image is trusted without a sync",
             "Qcow2/Qcow2Image.cs",
@@ -131,6 +139,8 @@ public sealed class MutationTests(ITestOutputHelper output)
             "long end = _tail;",
             nameof(Probes.Crash)),
     ];
+
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing];
 
     [Theory]
     [MemberData(nameof(Mutations))]

@@ -18,18 +18,16 @@ public static class Probes
         }
     }
 
-    public static void CrashOfRelocation() =>
-        new CrashRun(new Geometry("cluster_size=512,refcount_bits=64", 2_300_416), 1)
-        {
-            PrefilledBytes = 2_026_496,
-            OperateFrom = 2_026_496,
-            Relocates = true,
-        }.EveryInstant(steps: 14, choices: 16, log: null);
+    public static void CrashOfNewCountBlocks()
+    {
+        for (ulong seed = 1; seed <= 6; seed++)
+            new CrashRun(new Geometry("cluster_size=512,refcount_bits=64", 70_144), seed).EveryInstant(10, 24, log: null);
+    }
 
     public static void CrashOfCompressed()
     {
-        for (ulong seed = 1; seed <= 4; seed++)
-            new CrashRun(new Geometry("cluster_size=4096", 100_352, InitialContent.Compressed), seed).EveryInstant(10, 24, log: null);
+        for (ulong seed = 1; seed <= 8; seed++)
+            new CrashRun(new Geometry("cluster_size=4096", 16_384, InitialContent.Compressed), seed).EveryInstant(10, 24, log: null);
     }
 
     public static void CrashOfExternalData()

@@ -10,7 +10,6 @@ internal sealed class SimulatedFile(string name)
     public const int HostBlockSize = 4096;
 
     private byte[] _content = [];
-    private byte[] _durable = [];
     private readonly List<Change> _pending = [];
     private readonly List<bool> _allocated = []; // per host block
 
@@ -30,7 +29,7 @@ internal sealed class SimulatedFile(string name)
     public ReadOnlySpan<byte> Content => _content.AsSpan(0, (int)Length);
 
     /// <summary>The content that the last sync left on the medium.</summary>
-    public ReadOnlySpan<byte> Durable => _durable.AsSpan(0, (int)DurableLength);
+    public ReadOnlySpan<byte> Durable => CopyDurable().AsSpan(0, (int)DurableLength);
 
     public void Read(long offset, Span<byte> destination)
     {
@@ -46,8 +45,9 @@ internal sealed class SimulatedFile(string name)
             return;
         long end = offset + source.Length;
         long? newLength = Extend(end);
+        byte[] before = Sectors(offset, end);
         source.CopyTo(_content.AsSpan((int)offset));
-        AddChange(sequence, StorageCalls.Write, offset, end, newLength);
+        AddChange(sequence, StorageCalls.Write, offset, end, before, newLength);
     }
 
     public void Zero(long sequence, StorageCalls kind, long offset, long end)
@@ -55,15 +55,16 @@ internal sealed class SimulatedFile(string name)
         if (end <= offset)
             return;
         long? newLength = Extend(end);
+        byte[] before = Sectors(offset, end);
         _content.AsSpan((int)offset, (int)(end - offset)).Clear();
-        AddChange(sequence, kind, offset, end, newLength);
+        AddChange(sequence, kind, offset, end, before, newLength);
     }
 
     public void ExtendOnly(long sequence, StorageCalls kind, long end)
     {
         long? newLength = Extend(end);
         if (newLength != null)
-            AddChange(sequence, kind, 0, 0, newLength);
+            AddChange(sequence, kind, 0, 0, [], newLength);
     }
 
     public void SetLength(long sequence, long length)
@@ -75,27 +76,16 @@ internal sealed class SimulatedFile(string name)
             ExtendOnly(sequence, StorageCalls.SetLength, length);
             return;
         }
-        long oldLength = Length;
-        _content.AsSpan((int)length, (int)(oldLength - length)).Clear();
+        byte[] before = Sectors(length, Length);
+        _content.AsSpan((int)length, (int)(Length - length)).Clear();
+        AddChange(sequence, StorageCalls.SetLength, length, Length, before, length);
         Length = length;
-        AddChange(sequence, StorageCalls.SetLength, length, oldLength, length);
         for (long block = (length + HostBlockSize - 1) / HostBlockSize; block < _allocated.Count; block++)
             SetAllocated(block, false);
     }
 
     public void Sync()
     {
-        Fit(ref _durable, Math.Max(Length, DurableLength));
-        foreach (Change change in _pending)
-        {
-            int start = (int)change.FirstSector * SectorSize;
-            int length = change.SectorCount * SectorSize;
-            // The content array may end short of a cut file's old sectors; what is not there is zero.
-            int there = Math.Clamp(_content.Length - start, 0, length);
-            Fit(ref _durable, start + length);
-            _content.AsSpan(Math.Min(start, _content.Length), there).CopyTo(_durable.AsSpan(start));
-            _durable.AsSpan(start + there, length - there).Clear();
-        }
         DurableLength = Length;
         _pending.Clear();
     }
@@ -130,8 +120,7 @@ internal sealed class SimulatedFile(string name)
     /// <param name="describe">Gives the public description of a pending change of this file.</param>
     public SimulatedFile Crash(CrashChoice choice, Func<Change, PendingChange> describe)
     {
-        byte[] content = new byte[Math.Max(_durable.Length, _content.Length)];
-        _durable.CopyTo(content, 0);
+        byte[] content = CopyDurable();
         long length = DurableLength;
         foreach (Change change in _pending)
         {
@@ -139,14 +128,13 @@ internal sealed class SimulatedFile(string name)
             for (int i = 0; i < change.SectorCount; i++)
             {
                 if (choice.Survives(description, change.FirstSector + i))
-                    change.Content.AsSpan(i * SectorSize, SectorSize).CopyTo(content.AsSpan((int)(change.FirstSector + i) * SectorSize));
+                    change.After.AsSpan(i * SectorSize, SectorSize).CopyTo(content.AsSpan((int)(change.FirstSector + i) * SectorSize));
             }
             if (change.NewLength is { } newLength && choice.Survives(description, CrashChoice.LengthAtom))
                 length = newLength;
         }
         content.AsSpan((int)length).Clear();
         var crashed = new SimulatedFile(name) { _content = content, Length = length, DurableLength = length };
-        crashed._durable = (byte[])content.Clone();
         crashed.CopyAllocation(this);
         return crashed;
     }
@@ -157,7 +145,6 @@ internal sealed class SimulatedFile(string name)
         var clone = new SimulatedFile(name)
         {
             _content = (byte[])_content.Clone(),
-            _durable = (byte[])_durable.Clone(),
             Length = Length,
             DurableLength = DurableLength,
         };
@@ -193,24 +180,40 @@ internal sealed class SimulatedFile(string name)
         return end;
     }
 
-    // Every version is of whole sectors, as they were right after the change.
-    private void AddChange(long sequence, StorageCalls kind, long offset, long end, long? newLength)
+    private void AddChange(long sequence, StorageCalls kind, long offset, long end, byte[] before, long? newLength)
     {
-        long first = offset / SectorSize;
-        int count = end > offset ? (int)((end + SectorSize - 1) / SectorSize - first) : 0;
-        byte[] content = count == 0 ? [] : _content.AsSpan((int)first * SectorSize, count * SectorSize).ToArray();
         Debug.Assert(_pending.Count == 0 || _pending[^1].Sequence <= sequence, "Changes come in order of time.");
-        _pending.Add(new Change(sequence, kind, first, count, content, newLength));
+        _pending.Add(new Change(sequence, kind, offset / SectorSize, before, Sectors(offset, end), newLength));
+    }
+
+    // The whole sectors that a range touches: every version is of whole sectors.
+    private byte[] Sectors(long offset, long end)
+    {
+        int start = (int)(offset / SectorSize * SectorSize);
+        int stop = (int)((end + SectorSize - 1) / SectorSize * SectorSize);
+        return end > offset ? _content.AsSpan(start, stop - start).ToArray() : [];
+    }
+
+    // What is on the medium for certain is the content with all pending changes taken back, the latest first.
+    private byte[] CopyDurable()
+    {
+        byte[] content = (byte[])_content.Clone();
+        for (int i = _pending.Count - 1; i >= 0; i--)
+            _pending[i].Before.CopyTo(content, _pending[i].FirstSector * SectorSize);
+        return content;
     }
 
     private static void Fit(ref byte[] array, long length)
     {
         long whole = (length + SectorSize - 1) / SectorSize * SectorSize;
         if (whole > array.Length)
-            Array.Resize(ref array, (int)Math.Max(whole, Math.Min(2L * array.Length, SimulatedDisk.LargestLength)));
+            Array.Resize(ref array, (int)Math.Max(whole, Math.Min(array.Length + array.Length / 4L, SimulatedDisk.LargestLength)));
     }
 
-    /// <summary>An unsynced change: new versions of consecutive sectors, and maybe a new length.</summary>
+    /// <summary>An unsynced change: the versions of consecutive sectors before and after it, and maybe a new length.</summary>
     internal readonly record struct Change(
-        long Sequence, StorageCalls Kind, long FirstSector, int SectorCount, byte[] Content, long? NewLength);
+        long Sequence, StorageCalls Kind, long FirstSector, byte[] Before, byte[] After, long? NewLength)
+    {
+        public int SectorCount => After.Length / SectorSize;
+    }
 }
