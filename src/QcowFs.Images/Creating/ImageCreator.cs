@@ -56,7 +56,8 @@ public sealed class ImageCreator(IHostFiles files)
     {
         string? dataPath = blueprint.DataFileName is null ? null
             : ReferenceGate.Resolve(request.Path, blueprint.DataFileName)
-                ?? throw new ImageOptionException("data_file", $"{Printable.Quote(blueprint.DataFileName)} is not the name of a local file");
+                ?? throw new ImageOptionException("data_file",
+                    $"{Printable.Quote(blueprint.DataFileName)} is not the name of a local file");
         List<string> made = [];
         try
         {

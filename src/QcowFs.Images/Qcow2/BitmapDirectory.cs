@@ -41,7 +41,10 @@ internal static class BitmapDirectory
             return [];
 
         if (place.DirectoryLength > file.Length - place.DirectoryOffset)
-            throw Bad(file, place.DirectoryOffset, $"its {place.DirectoryLength} bytes reach past the end of the file at byte {file.Length}");
+        {
+            throw Bad(file, place.DirectoryOffset,
+                $"its {place.DirectoryLength} bytes reach past the end of the file at byte {file.Length}");
+        }
 
         WindowReader reader = new(file);
         List<Qcow2Bitmap> bitmaps = [];

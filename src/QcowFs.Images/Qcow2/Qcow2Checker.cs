@@ -142,17 +142,13 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     {
         Array.Clear(_storedOnce);
         long end = Math.Min(first + _window.Capacity, _counter.ClusterCount + 1);
-        for (long cluster = _stored.NextStored(first); cluster < end; cluster++)
+        for (long cluster = _stored.NextStored(first); cluster < end; cluster = _stored.NextStored(cluster))
         {
-            if (!_stored.HasBlock(_stored.BlockOf(cluster)))
+            for (long blockEnd = Math.Min(end, _stored.BlockEnd(cluster)); cluster < blockEnd; cluster++)
             {
-                cluster = _stored.NextStored(cluster);
-                if (cluster >= end)
-                    break;
+                if (_stored[cluster] == 1)
+                    _storedOnce[(cluster - first) / 64] |= 1UL << (int)((cluster - first) % 64);
             }
-
-            if (_stored[cluster] == 1)
-                _storedOnce[(cluster - first) / 64] |= 1UL << (int)((cluster - first) % 64);
         }
     }
 

@@ -134,8 +134,8 @@ internal readonly ref struct Qcow2HeaderReader
         IncompatibleFeatures features = (IncompatibleFeatures)UInt64(Qcow2HeaderLayout.IncompatibleFeaturesAt);
         IncompatibleFeatures unknown = features & ~IncompatibleFeatures.Known;
         return unknown == IncompatibleFeatures.None ? features : throw Bad(Structure, Qcow2HeaderLayout.IncompatibleFeaturesAt,
-            $"the image needs features that are not known here: {FeatureNameTable.Describe(names, FeatureKind.Incompatible, (ulong)unknown)}",
-            NewerAdvice);
+            "the image needs features that are not known here: "
+            + FeatureNameTable.Describe(names, FeatureKind.Incompatible, (ulong)unknown), NewerAdvice);
     }
 
     private int ReadRefcountOrder(int version)
@@ -283,8 +283,8 @@ internal readonly ref struct Qcow2HeaderReader
             int room = end - at - Qcow2HeaderLayout.ExtensionHeadLength;
             if (length > (uint)room)
             {
-                throw Bad(ExtensionStructure, at, $"extension 0x{(uint)type:x8} is {length} bytes long, expected at most the {room} that are "
-                    + "left", DamagedAdvice);
+                throw Bad(ExtensionStructure, at,
+                    $"extension 0x{(uint)type:x8} is {length} bytes long, expected at most the {room} that are left", DamagedAdvice);
             }
 
             Need(ExtensionStructure, at, Qcow2HeaderLayout.ExtensionHeadLength + (int)length);
@@ -339,8 +339,8 @@ internal readonly ref struct Qcow2HeaderReader
             return null;
 
         return extension.Data.Length <= maxLength ? Encoding.UTF8.GetString(extension.Data) : throw Bad(ExtensionStructure,
-            extension.Offset, $"the name in extension 0x{(uint)type:x8} is {extension.Data.Length} bytes long, expected at most {maxLength}",
-            DamagedAdvice);
+            extension.Offset, $"the name in extension 0x{(uint)type:x8} is {extension.Data.Length} bytes long, expected at most "
+            + $"{maxLength}", DamagedAdvice);
     }
 
     // Without the autoclear bit the extension is a left-over of software that did not know it, and means nothing.

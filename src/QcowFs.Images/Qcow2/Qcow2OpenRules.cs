@@ -29,7 +29,11 @@ internal static class Qcow2OpenRules
         }
 
         if (header.RefcountTableClusters == 0)
-            throw Bad(file, Qcow2HeaderLayout.RefcountTableClustersAt, "the image has no refcount table", $"{repair}, or mount it without -w");
+        {
+            throw Bad(file, Qcow2HeaderLayout.RefcountTableClustersAt, "the image has no refcount table",
+                $"{repair}, or mount it without -w");
+        }
+
         RequireTable(file, "refcount table", header.RefcountTableOffset, (long)header.RefcountTableClusters << header.ClusterBits);
     }
 
@@ -45,7 +49,8 @@ internal static class Qcow2OpenRules
         if (header.HasJournal)
         {
             throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt,
-                "the image has a journal that must be replayed first, which this version cannot", "mount it with the version that wrote it");
+                "the image has a journal that must be replayed first, which this version cannot",
+                "mount it with the version that wrote it");
         }
 
         if (header.HasExternalDataFile && string.IsNullOrEmpty(header.DataFileName))
@@ -60,7 +65,8 @@ internal static class Qcow2OpenRules
         if (length > file.Length - offset)
         {
             throw new ImageFormatException(file.Name, structure, offset,
-                $"its {length} bytes reach past the end of the file at byte {file.Length}", "the image is truncated; restore it from a copy");
+                $"its {length} bytes reach past the end of the file at byte {file.Length}",
+                "the image is truncated; restore it from a copy");
         }
     }
 

@@ -33,6 +33,9 @@ internal sealed class RefcountTable
     /// <summary>Index of the block that holds a cluster's count.</summary>
     public long BlockOf(long cluster) => cluster / _header.RefcountsPerBlock;
 
+    /// <summary>The first cluster whose count is in another block.</summary>
+    public long BlockEnd(long cluster) => (BlockOf(cluster) + 1) * _header.RefcountsPerBlock;
+
     /// <summary>Whether a block can be read: false where its entry is misaligned or beyond what an offset can be. A block that is not
     /// there holds zeros.</summary>
     public bool IsReadable(long blockIndex) => blockIndex >= Entries.Length
@@ -53,10 +56,10 @@ internal sealed class RefcountTable
         get
         {
             long index = BlockOf(cluster);
-            if (!HasBlock(index))
-                return 0;
             if (index != _blockIndex)
             {
+                if (!HasBlock(index))
+                    return 0;
                 _blockIndex = -1;
                 _file.Read(Entries[index].BlockOffset, _block);
                 _blockIndex = index;

@@ -131,6 +131,18 @@ public sealed class Qcow2CheckerTests : IDisposable
         AssertSameReport(path);
     }
 
+    [Fact]
+    public void A_file_of_more_clusters_than_can_be_counted_is_not_checked()
+    {
+        string path = _temp["huge.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "1M");
+        using (Damage hands = new(path))
+            hands.SetLength((1L << 31) * 512);
+        CheckReport report = Check(path);
+        Assert.Equal("too-large", Assert.Single(report.Findings).Kind);
+        Assert.Equal((1, 1), (report.ExitCode, QemuImg.Check(path).ExitCode));
+    }
+
     // QEMU lets this pass, since the stream ends less than a cluster past the end of the file. Its data is lost all the same.
     [Fact]
     public void A_compressed_stream_behind_the_end_of_the_file_is_found()

@@ -54,6 +54,8 @@ public sealed class Qcow2CreatorTests : IDisposable
             theirs, size.ToString()]);
 
         AssertSameFacts(Qemu.Info(theirs), Qemu.Info(ours));
+        AssertToldAsQemuTells(theirs);
+        AssertToldAsQemuTells(ours);
         Assert.Equal((0, 0), (QemuImg.Check(ours).ExitCode, _opener.Check(ours).ExitCode));
         Assert.Equal(_opener.Check(theirs).AllocatedClusters, _opener.Check(ours).AllocatedClusters);
         Assert.Equal(0, Qemu.TryImg("compare", "-f", "qcow2", "-F", "qcow2", ours, theirs).ExitCode);
@@ -210,6 +212,19 @@ public sealed class Qcow2CreatorTests : IDisposable
         Options = [.. options.Split(',', StringSplitOptions.RemoveEmptyEntries).Select(o => o.Split('='))
             .Select(o => new KeyValuePair<string, string>(o[0], o[1]))],
     };
+
+    private void AssertToldAsQemuTells(string path)
+    {
+        JsonElement told = Qemu.Info(path);
+        ImageFileFacts facts = _opener.ReadInfo(path);
+        Assert.Equal(told.GetProperty("virtual-size").GetInt64(), facts.VirtualSize);
+        Assert.Equal(told.GetProperty("cluster-size").GetInt64(), facts.ClusterSize);
+        Assert.Equal(told.GetProperty("actual-size").GetInt64(), facts.ActualSize);
+        Dictionary<string, string> ours = facts.FormatSpecific.ToDictionary(f => f.Key, f => $"{f.Value}");
+        Assert.Equal(
+            told.GetProperty("format-specific").GetProperty("data").EnumerateObject().ToDictionary(f => f.Name, f => f.Value.ToString()),
+            ours);
+    }
 
     private static void AssertSameFacts(JsonElement expected, JsonElement actual)
     {
