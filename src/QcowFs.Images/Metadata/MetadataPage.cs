@@ -74,10 +74,10 @@ internal sealed class MetadataPage
     }
 
     /// <summary>Changed since the last freeze.</summary>
-    public bool Dirty => (Unwritten & Unwritten.Dirty) != 0;
+    public bool Dirty => Unwritten.HasFlag(Unwritten.Dirty);
 
     /// <summary>Part of the commit in progress.</summary>
-    public bool Frozen => (Unwritten & Unwritten.Frozen) != 0;
+    public bool Frozen => Unwritten.HasFlag(Unwritten.Frozen);
 
     /// <summary>The content at the freeze, where it was changed since (P4). Guarded by the gate.</summary>
     public byte[]? FrozenContent { get; set; }
