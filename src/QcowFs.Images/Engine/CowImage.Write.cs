@@ -170,6 +170,7 @@ internal sealed partial class CowImage
         try
         {
             WriteReserved(reservation, offset, part[..written]);
+            _dataDirty = true; // I1: before a commit can see the mapping
             _map.Publish(reservation);
             published = true;
         }

@@ -39,8 +39,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private bool _inUse;
 
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
-    /// <param name="dataDirty">Guest data was written since the last commit.</param>
-    public bool Run(bool dataDirty)
+    /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
+    public bool Run(Func<bool> takeDataDirty)
     {
         Frozen frozen;
         lock (_cache.Gate)
@@ -49,7 +49,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         bool written = false;
         try
         {
-            WriteStages(frozen, dataDirty);
+            WriteStages(frozen, takeDataDirty());
             written = true;
         }
         finally
