@@ -39,8 +39,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private bool _inUse;
 
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
-    /// <param name="dataDirty">Guest data was written since the last commit.</param>
-    public bool Run(bool dataDirty)
+    /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
+    public bool Run(Func<bool> takeDataDirty)
     {
         Frozen frozen;
         lock (_cache.Gate)
@@ -49,7 +49,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         bool written = false;
         try
         {
-            WriteStages(frozen, dataDirty);
+            WriteStages(frozen, takeDataDirty());
             written = true;
         }
         finally
@@ -240,63 +240,70 @@ internal sealed class Qcow2Commit(Qcow2State state)
             // While leaks are being counted, metadata blocks stay (LeakCollector, L3).
             if (removals[i].Kind == RemovalKind.Metadata && state.Refcounts.Touched is not null)
                 continue;
-            Lower(removals[i]);
+
+            // Progress is noted run by run, so that an error on the way leaves exactly what is still to be given up.
+            while (removals[i].Length > 0)
+            {
+                long given = LowerRun(removals[i]) << _clusterBits;
+                removals[i] = removals[i] with { Offset = removals[i].Offset + given, Length = removals[i].Length - given };
+            }
+
             removals.RemoveAt(i);
         }
     }
 
-    private void Lower(Removal removal)
+    /// <summary>Gives up the first clusters of a removal, those that have the same fate: still referred to by others, or free now.
+    /// Returns how many; where it throws, none.</summary>
+    private long LowerRun(Removal removal)
     {
-        long cluster = removal.Offset >> _clusterBits;
-        long end = (removal.Offset + removal.Length) >> _clusterBits;
-        while (cluster < end)
+        Refcounts counts = state.Refcounts;
+        long first = removal.Offset >> _clusterBits;
+        long end = Math.Min(counts.PageEnd(first), (removal.Offset + removal.Length) >> _clusterBits);
+        using PinnedPages pins = new(_cache);
+        MetadataPage page = pins.Add(counts.PageOffset(first));
+        bool shared;
+        long next = first + 1;
+        lock (_cache.Gate)
         {
-            long next = Math.Min(end, state.Refcounts.PageEnd(cluster));
-            LowerOnPage(cluster, next, removal.Kind);
-            cluster = next;
+            ulong count = counts.Get(page, first);
+            if (count == 0)
+            {
+                state.Latch.Fail($"{state.File.Name}: host cluster {first} was in use with a reference count of zero");
+                return 1;
+            }
+
+            shared = count > 1;
+            while (next < end && counts.Get(page, next) is > 0 and var other && (other > 1) == shared)
+                next++;
+            if (shared)
+                Lower(page, first, next);
+        }
+
+        if (!shared)
+            Free(page, new ClusterRun(first, next - first, ReadsAsZero: true), removal.Kind);
+        return next - first;
+    }
+
+    /// <summary>I3: punched while the count still protects it, then free.</summary>
+    private void Free(MetadataPage page, ClusterRun run, RemovalKind kind)
+    {
+        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+        lock (_cache.Gate)
+        {
+            Lower(page, run.First, run.End);
+            if (kind == RemovalKind.Metadata)
+                _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
+            state.Allocator!.Free(run);
         }
     }
 
-    private void LowerOnPage(long first, long end, RemovalKind kind)
+    /// <summary>Lowers counts by one. Under the gate.</summary>
+    private void Lower(MetadataPage page, long first, long end)
     {
-        Refcounts counts = state.Refcounts;
-        List<ClusterRun> unused = [];
-        using PinnedPages pins = new(_cache);
-        MetadataPage page = pins.Add(counts.PageOffset(first));
-        lock (_cache.Gate)
-        {
-            _cache.BeginChange(page, CommitStage.Counts);
-            for (long cluster = first; cluster < end; cluster++)
-            {
-                ulong count = counts.Get(page, cluster);
-                if (count > 1)
-                    counts.Set(page, cluster, count - 1);
-                else if (count == 0)
-                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                else if (unused.Count > 0 && unused[^1].End == cluster)
-                    unused[^1] = unused[^1] with { Count = unused[^1].Count + 1 };
-                else
-                    unused.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
-            }
-
-            page.EndChange();
-        }
-
-        foreach (ClusterRun run in unused)
-        {
-            // I3: punched while the count still protects it, then free.
-            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
-            lock (_cache.Gate)
-            {
-                _cache.BeginChange(page, CommitStage.Counts);
-                for (long cluster = run.First; cluster < run.End; cluster++)
-                    counts.Set(page, cluster, 0);
-                page.EndChange();
-                if (kind == RemovalKind.Metadata)
-                    _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
-                state.Allocator!.Free(run);
-            }
-        }
+        _cache.BeginChange(page, CommitStage.Counts);
+        for (long cluster = first; cluster < end; cluster++)
+            state.Refcounts.Set(page, cluster, state.Refcounts.Get(page, cluster) - 1);
+        page.EndChange();
     }
 
     /// <summary>What one commit writes.</summary>

@@ -43,8 +43,8 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "            // I3: punched while the count still protects it, then free.\n",
-            "            lock (_cache.Gate) { _cache.BeginChange(page, CommitStage.Counts); for (long c = run.First; c < run.End; c++) counts.Set(page, c, 0); page.EndChange(); state.Allocator!.Free(run); }\n",
+            "        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            "        lock (_cache.Gate) { Lower(page, run.First, run.End); state.Allocator!.Free(run); }\n        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n        if (kind is not RemovalKind.Metadata) return;\n",
             nameof(Probes.FreedBlock)),
     ];
 
