@@ -112,6 +112,10 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message) =>
         _defect ??= $"{structure} at byte {offset}: {message}";
 
+    void IReferenceVisitor.Table(long tableOffset, long weight)
+    {
+    }
+
     void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry)
     {
     }

@@ -47,5 +47,7 @@ internal sealed class RawFormat : IImageFormat
         public ImageFileFacts Describe() => new() { Path = file.Name, Format = FormatName, VirtualSize = file.Length };
 
         public CheckReport Check() => new() { Format = FormatName };
+
+        public CheckReport Repair(RepairMode mode) => Check();
     }
 }
