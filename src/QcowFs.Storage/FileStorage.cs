@@ -3,6 +3,7 @@
 //   F2. A failed sync is final. The kernel reports a lost write to one sync of a descriptor and then forgets it, so a later sync
 //       that succeeds proves nothing: syncs are serialised, and after a failure every one fails.
 //   F3. What the file system cannot do (punch, zero range) is done by writing zeros, and not tried again.
+//   F4. A block device has all its space from the start and keeps its length: what would pass its end is ENOSPC, a cut does nothing.
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 
@@ -163,8 +164,13 @@ public sealed class FileStorage : IStorage, IExtentSource
     {
         CheckRange(offset, length);
         CheckWritable("reserve", offset, length);
-        // A block device has all its space from the start.
-        if (length == 0 || _isBlockDevice)
+        if (_isBlockDevice)
+        {
+            RequireOnDevice("reserve", offset, length);
+            return;
+        }
+
+        if (length == 0)
             return;
         using RangeGate.Ticket held = Hold(offset, offset + length);
         Errno result = _isTmpfs ? ReserveInMemory(offset, length) : Fallocate(0, offset, length);
@@ -179,6 +185,12 @@ public sealed class FileStorage : IStorage, IExtentSource
     {
         ArgumentOutOfRangeException.ThrowIfNegative(length);
         CheckWritable("set length", length, -1);
+        if (_isBlockDevice)
+        {
+            RequireOnDevice("set length", 0, length);
+            return;
+        }
+
         using RangeGate.Ticket held = Hold(0, long.MaxValue);
         int result;
         do
@@ -291,6 +303,13 @@ public sealed class FileStorage : IStorage, IExtentSource
     {
         if (IsReadOnly)
             throw new StorageException(Errno.EROFS, operation, Name, offset, length);
+    }
+
+    // F4
+    private void RequireOnDevice(string operation, long offset, long length)
+    {
+        if (offset + length > Length)
+            throw new StorageException(Errno.ENOSPC, operation, Name, offset, length);
     }
 
     private static void CheckRange(long offset, long length)

@@ -44,6 +44,19 @@ public sealed partial class FileStorageTests : IDisposable
         Assert.True(fixture.File.IsData(0, out long end) || end > 0);
     }
 
+    /// <summary>A device cannot grow: who reserves space past its end hears so there, not when it writes.</summary>
+    [SkippableFact]
+    public void Block_device_keeps_its_length()
+    {
+        using var fixture = new StorageFixture(StorageKind.BlockDevice, 1 << 20);
+        fixture.File.Reserve(0, 1 << 20);
+        StorageException fault = Assert.Throws<StorageException>(() => fixture.File.Reserve(512 << 10, 1 << 20));
+        Assert.True(fault.IsOutOfSpace);
+        Assert.Throws<StorageException>(() => fixture.File.SetLength(2 << 20));
+        fixture.File.SetLength(512 << 10);
+        Assert.Equal(1 << 20, fixture.File.Length);
+    }
+
     [Fact]
     public void Space_is_reserved_given_back_and_cut()
     {

@@ -10,6 +10,7 @@
 // A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
 //
 // Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
+using QcowFs.Native;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -228,6 +229,9 @@ internal sealed class HostAllocator
             }
 
             long chunk = Math.Max(wanted, _chunk >> _clusterBits);
+            // Shifted further, or cut to the bits that an entry has, the offset would be that of another cluster.
+            if (end + chunk > Qcow2Limits.MaxHostOffset >> _clusterBits)
+                throw new StorageException(Errno.EFBIG, "grow the image", _file.Name);
             while (true)
             {
                 try

@@ -15,6 +15,7 @@ internal sealed partial class Qcow2BlockMap
         long block = offset & ~_clusterMask;
         long end = Math.Min(offset + length, (TableIndex(offset) + 1L) << (_clusterBits + _tableBits));
         Qcow2Slot first = ReadSlot(block);
+        RequireReplaceable(first, block);
         long start = first.NeedsWholeCluster ? block : offset & -(1L << _subBits);
         long runEnd = EndIn(block, end, first);
         if (_external)
@@ -29,6 +30,7 @@ internal sealed partial class Qcow2BlockMap
             Qcow2Slot slot = ReadSlot(next);
             if (slot.OwnsHost)
                 break;
+            RequireReplaceable(slot, next);
             runEnd = EndIn(next, end, slot);
         }
 
@@ -115,7 +117,9 @@ internal sealed partial class Qcow2BlockMap
         {
             for (long block = firstBlock; block < end; block += _clusterMask + 1)
             {
-                if (SlotIn(pins[0], block).Entry.IsCompressed && Covered(block, offset, end) != uint.MaxValue && _extended)
+                Qcow2Slot slot = SlotIn(pins[0], block);
+                RequireReplaceable(slot, block);
+                if (slot.Entry.IsCompressed && Covered(block, offset, end) != uint.MaxValue && _extended)
                     return false;
             }
 
@@ -129,6 +133,26 @@ internal sealed partial class Qcow2BlockMap
         }
 
         return true;
+    }
+
+    /// <summary>Throws where a slot is not sound, or refers to what no refcount block counts: what it refers to could not be given up,
+    /// or would be what it must not be (MetadataMap, P3).</summary>
+    private void RequireReplaceable(Qcow2Slot slot, long block)
+    {
+        string? problem = _extended
+            ? ClassifyExtended(slot.Entry, slot.Bitmap, block, out _, out _)
+            : Classify(slot.Entry, block, out _, out _);
+        if (problem is not null)
+            throw BadEntry(PageOf(TableEntryOffset(block)), block, Scan.Bad(problem, slot.Entry.Raw));
+        if (slot.Entry.IsCompressed)
+        {
+            CompressedDescriptor stream = CompressedDescriptor.Of(slot.Entry, _clusterBits);
+            _state.Refcounts.RequireCounted(stream.Offset, stream.Length);
+        }
+        else if (!_external && slot.Entry.HasHostCluster)
+        {
+            _state.Refcounts.RequireCounted(slot.Entry.HostOffset.Value, 1);
+        }
     }
 
     /// <summary>Writes a slot and notes what the old one referred to (M4). Under the gate.</summary>

@@ -242,13 +242,23 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
             return host == guest ? null : "the host offset differs from the guest offset, with an external data file";
         if (host == 0)
             return "the host offset is that of the header";
-        return host >> _clusterBits < _state.FileClusters ? null : "the host offset lies past the end of the file";
+        if (host >> _clusterBits >= _state.FileClusters)
+            return "the host offset lies past the end of the file";
+        return _state.Metadata?[host >> _clusterBits] is { } structure ? $"the host offset is that of the {structure}" : null;
     }
 
     private string? JudgeStream(L2Entry entry)
     {
         CompressedDescriptor stream = CompressedDescriptor.Of(entry, _clusterBits);
-        return (stream.End - 1) >> _clusterBits < _state.FileClusters ? null : "the compressed data lies past the end of the file";
+        if ((stream.End - 1) >> _clusterBits >= _state.FileClusters)
+            return "the compressed data lies past the end of the file";
+        for (long cluster = stream.Offset >> _clusterBits; cluster <= (stream.End - 1) >> _clusterBits; cluster++)
+        {
+            if (_state.Metadata?[cluster] is { } structure)
+                return $"the compressed data lies in the {structure}";
+        }
+
+        return null;
     }
 
     private ImageFormatException BadEntry(long pageOffset, long guest, Scan scan) => new(

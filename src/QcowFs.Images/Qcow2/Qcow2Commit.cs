@@ -276,6 +276,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
             {
                 if (removal.Kind == RemovalKind.Metadata)
                     _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
+                state.Metadata!.Remove(run.First, run.Count);
                 state.Allocator!.Free(run);
             }
         }

@@ -45,7 +45,10 @@ internal static class Qcow2Image
         long clusters = (parts.File.Length + header.ClusterSize - 1) >> header.ClusterBits;
         RequireInside(parts, "L1 table", header.L1Offset, header.L1Size * 8L);
         MetadataCache cache = new(file, Math.Min(PageSize, header.ClusterSize), options.CacheSize);
-        Refcounts refcounts = new(header, cache, LoadCountTable(parts));
+        ResidentTable counts = LoadCountTable(parts);
+        ResidentTable l1 = ResidentTable.Load(file, header.L1Offset, header.L1Size);
+        MetadataMap? metadata = options.Writable ? new MetadataMap(parts, l1, counts, latch) : null;
+        Refcounts refcounts = new(header, cache, counts, metadata);
         CompressedClusters compressed = new(file, header);
         Qcow2State state = new()
         {
@@ -53,7 +56,8 @@ internal static class Qcow2Image
             File = file,
             Data = data,
             Cache = cache,
-            L1 = ResidentTable.Load(file, header.L1Offset, header.L1Size),
+            L1 = l1,
+            Metadata = metadata,
             Refcounts = refcounts,
             Compressed = new CompressedBlockCache(header.ClusterSize, compressed.Decompress),
             Epoch = new ReaderEpoch(),

@@ -78,6 +78,8 @@ internal sealed class Qcow2Space(Qcow2State state)
             if (IsOwned(index))
                 return;
             L1Entry old = new(state.L1[index]);
+            if (old.IsAllocated)
+                Counts.RequireCounted(old.TableOffset, ClusterSize);
             ClusterRun run = TakeCounted(1);
             long table = run.First << _clusterBits;
             bool linked = false;
@@ -92,6 +94,7 @@ internal sealed class Qcow2Space(Qcow2State state)
                 lock (_cache.Gate)
                 {
                     RaiseCounts(pins, 0, run.First, 1);
+                    state.Metadata!.Add(run.First, 1, MetadataMap.L2Table);
                     state.L1.Set(index, L1Entry.Table(table, copied: true).Raw);
                     state.NoteTableChange();
                     if (old.IsAllocated)
@@ -187,6 +190,7 @@ internal sealed class Qcow2Space(Qcow2State state)
             {
                 Counts.Table.Set(index, RefcountTableEntry.Block(block).Raw);
                 state.NoteTableChange();
+                state.Metadata!.Add(run.First, 1, MetadataMap.RefcountBlock);
                 Counts.RaiseFree(pins[0], run.First, 1);
                 linked = true;
             }
@@ -203,6 +207,7 @@ internal sealed class Qcow2Space(Qcow2State state)
     private void GrowTable(int index)
     {
         ResidentTable old = Counts.Table;
+        Counts.RequireCounted(old.Offset, old.Length * 8L);
         long entries = Math.Max(index + 1L, Math.Min(old.Length * 2L, Qcow2Limits.MaxRefcountTableBytes / 8));
         long tableClusters = ((entries * 8) + ClusterSize - 1) >> _clusterBits;
         if (tableClusters << _clusterBits > Math.Max(Qcow2Limits.MaxRefcountTableBytes, ClusterSize))
@@ -241,6 +246,8 @@ internal sealed class Qcow2Space(Qcow2State state)
         lock (_cache.Gate)
         {
             RaiseCounts(pins, 0, run.First, used);
+            state.Metadata!.Add(run.First, tableClusters, MetadataMap.RefcountTable);
+            state.Metadata!.Add(run.First + tableClusters, used - tableClusters, MetadataMap.RefcountBlock);
             Counts.Table = table;
             state.NoteTableChange();
             long oldLength = ((old.Length * 8L) + ClusterSize - 1) & -ClusterSize;

@@ -57,6 +57,9 @@ internal sealed class Qcow2State
 
     public required FailureLatch Latch { get; init; }
 
+    /// <summary>Where the structures are; null where the image is read-only.</summary>
+    public MetadataMap? Metadata { get; init; }
+
     /// <summary>Null where the image is read-only.</summary>
     public HostAllocator? Allocator { get; init; }
 

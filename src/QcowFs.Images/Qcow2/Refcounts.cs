@@ -14,10 +14,12 @@ internal sealed class Refcounts : IFreeClusterSource
     private readonly Qcow2Header _header;
     private readonly int _order;
     private readonly int _blockBits;
+    private readonly MetadataMap? _metadata;
     private ResidentTable _table;
 
-    public Refcounts(Qcow2Header header, MetadataCache cache, ResidentTable table)
+    public Refcounts(Qcow2Header header, MetadataCache cache, ResidentTable table, MetadataMap? metadata)
     {
+        _metadata = metadata;
         _header = header;
         _cache = cache;
         _table = table;
@@ -65,6 +67,15 @@ internal sealed class Refcounts : IFreeClusterSource
         }
 
         return PageOffsetIn(entry.BlockOffset, cluster);
+    }
+
+    /// <summary>Throws where no block counts a cluster of the range, so that it could never be given up. Asked before a change that
+    /// gives it up, since a commit cannot do without it any more.</summary>
+    public void RequireCounted(long offset, long length)
+    {
+        long end = (offset + length + _header.ClusterSize - 1) >> _header.ClusterBits;
+        for (long cluster = offset >> _header.ClusterBits; cluster < end; cluster = PageEnd(cluster))
+            PageOffset(cluster);
     }
 
     /// <summary>As <see cref="PageOffset"/>, for a block that is not linked yet.</summary>
@@ -121,7 +132,13 @@ internal sealed class Refcounts : IFreeClusterSource
         {
             long end = Math.Min(limit, BlockEnd(first));
             lock (_cache.Gate)
-                accept(HasBlock(first) ? [] : [new ClusterRun(first, end - first, ReadsAsZero: false)], HasBlock(first) ? first : end);
+            {
+                if (HasBlock(first))
+                    accept([], first);
+                else
+                    Accept([new ClusterRun(first, end - first, ReadsAsZero: false)], end);
+            }
+
             return;
         }
 
@@ -142,12 +159,19 @@ internal sealed class Refcounts : IFreeClusterSource
                         runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: false));
                 }
 
-                accept(runs, end);
+                Accept(runs, end);
             }
         }
         finally
         {
             _cache.Unpin(page);
+        }
+
+        void Accept(List<ClusterRun> runs, long next)
+        {
+            foreach (ClusterRun run in runs)
+                _metadata?.RequireFree(run.First, run.Count);
+            accept(runs, next);
         }
     }
 
