@@ -20,7 +20,11 @@ public static class InfoJson
         if (facts.BackingName is not null) json.WriteString("backing-filename", facts.BackingName);
         if (facts.FullBackingName is not null) json.WriteString("full-backing-filename", facts.FullBackingName);
         if (facts.BackingFormat is not null) json.WriteString("backing-filename-format", facts.BackingFormat);
-        if (facts.Snapshots.Count > 0) WriteSnapshots(json, facts.Snapshots);
+        if (facts.Snapshots.Count > 0)
+        {
+            json.WritePropertyName("snapshots");
+            WriteSnapshots(json, facts.Snapshots);
+        }
         if (facts.FormatSpecific.Count > 0)
         {
             json.WriteStartObject("format-specific");
@@ -49,10 +53,11 @@ public static class InfoJson
         json.WriteEndObject();
     }
 
-    private static void WriteSnapshots(Utf8JsonWriter json, IReadOnlyList<SnapshotFacts> snapshots)
+    /// <summary>Writes an array of snapshots under qemu-img's keys.</summary>
+    public static void WriteSnapshots(Utf8JsonWriter json, IReadOnlyList<SnapshotFacts> snapshots)
     {
         const ulong nanosecondsPerSecond = 1_000_000_000;
-        json.WriteStartArray("snapshots");
+        json.WriteStartArray();
         foreach (SnapshotFacts snapshot in snapshots)
         {
             json.WriteStartObject();

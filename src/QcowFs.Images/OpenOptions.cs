@@ -21,6 +21,10 @@ public sealed record OpenOptions
     /// <summary>Whether the image may be changed. Otherwise no byte of any file changes, not even to recover.</summary>
     public bool Writable { get; init; }
 
+    /// <summary>The internal snapshot, by name or id, whose disk is opened instead of the active one; then the image cannot be
+    /// writable. Null: the active disk.</summary>
+    public string? Snapshot { get; init; }
+
     /// <summary>Which files named inside the image may be opened.</summary>
     public ReferencePolicy References { get; init; }
 

@@ -151,6 +151,37 @@ public sealed class FaultTests
         JudgeClean(disk, model, prepared, $"{geometry} seed {seed} call {n} x{times}");
     }
 
+    /// <summary>What a commit gives up it gives up once, however often it is interrupted: shared clusters keep the snapshot's count.</summary>
+    [Fact]
+    public void An_interrupted_give_up_lowers_no_count_twice()
+    {
+        Geometry geometry = new("cluster_size=512", 400_384, InitialContent.Snapshot);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        bool struck = true;
+        for (int n = 1; struck; n++)
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            using (CowImage image = SimulatedImages.Open(disk, prepared, cacheSize: 1 << 18))
+            {
+                // Most clusters are the image's own, so that there is something to punch, also across pages of counts.
+                image.Write(0, prepared.Guest.AsSpan(0, 600 * 512));
+                image.Sync();
+                image.Discard(0, geometry.Size);
+                disk.Fail(StorageCalls.Discard, Errno.ENOSPC, n);
+                struck = Record.Exception(image.Sync) is not null;
+                disk.ClearFaults();
+                image.Sync();
+                Assert.Null(image.Failure);
+                model.Zero(0, geometry.Size);
+                image.Close();
+            }
+
+            JudgeClean(disk, model, prepared, $"discard {n}");
+            Assert.True(struck || n > 1, "nothing was interrupted");
+        }
+    }
+
     /// <summary>Does an operation until it succeeds; a planned fault strikes a few times only.</summary>
     private static void Persist(Operation operation, CowImage image, DiskModel model)
     {

@@ -26,6 +26,13 @@ public sealed class MountSettingsTests
     }
 
     [Fact]
+    public void A_snapshot_is_read_only()
+    {
+        Assert.Equal("before", Read("--snapshot=before").Open.Snapshot);
+        Assert.Equal(ExitCode.WrongUsage, Assert.Throws<CommandFailure>(() => Read("-w", "--snapshot=before")).ExitCode);
+    }
+
+    [Fact]
     public void Options_reach_their_place()
     {
         MountSettings settings = Read(

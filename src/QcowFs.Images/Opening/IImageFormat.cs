@@ -39,6 +39,10 @@ internal interface IImageLayer
     /// <summary>The names of other files that the image needs.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
+    /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
+    /// Faults: <see cref="ImageFormatException"/>.</summary>
+    IImageLayer AtSnapshot(string name);
+
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 

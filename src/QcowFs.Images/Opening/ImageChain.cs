@@ -29,6 +29,8 @@ internal sealed class ImageChain : IDisposable
     /// <see cref="StorageException"/>.</summary>
     public static ImageChain Walk(IHostFiles files, string path, OpenOptions options)
     {
+        if (options.Snapshot is not null && options.Writable)
+            throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
         ImageChain chain = new(new ReferenceGate(files, options.References, path), options);
         try
         {
@@ -111,6 +113,8 @@ internal sealed class ImageChain : IDisposable
         Link link = new(file);
         _links.Add(link);
         link.Layer = ReadSource(file, _options.Format);
+        if (_options.Snapshot is not null)
+            link.Layer = link.Layer.AtSnapshot(_options.Snapshot);
         link.Layer.RequireOpenable(_options.Writable);
         OpenDataFile(link, _options.Writable);
     }

@@ -126,6 +126,10 @@ internal sealed class HostAllocator
     {
         lock (_lock)
         {
+            // Leaks of a crash can lie past the end of the file. As long as the tail may still be there, it hands them out (A1).
+            if (!_tailChecked)
+                run = run with { Count = Math.Min(run.End, _tail) - run.First };
+
             // The part ahead of the scan is left to it (A1).
             if (run.First < _scanned)
                 Insert(run with { Count = Math.Min(run.End, _scanned) - run.First });
@@ -259,9 +263,8 @@ internal sealed class HostAllocator
         {
             _reservedEnd = end;
             Volatile.Write(ref _tail, end);
+            _tailChecked = true;
         }
-
-        _tailChecked = true;
     }
 
     private void Insert(ClusterRun run)

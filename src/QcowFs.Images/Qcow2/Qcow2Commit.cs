@@ -227,7 +227,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
         state.File.Sync();
     }
 
-    /// <summary>Gives up references whose removal is durable. What is done leaves the list, so that a failure keeps the rest.</summary>
+    /// <summary>Gives up references whose removal is durable. What is done leaves the list, a page of counts at a time, so that a failure
+    /// keeps the rest and nothing is lowered twice (I2).</summary>
     private void GiveUp(List<Removal> removals)
     {
         if (removals.Count == 0)
@@ -240,70 +241,70 @@ internal sealed class Qcow2Commit(Qcow2State state)
             // While leaks are being counted, metadata blocks stay (LeakCollector, L3).
             if (removals[i].Kind == RemovalKind.Metadata && state.Refcounts.Touched is not null)
                 continue;
-
-            // Progress is noted run by run, so that an error on the way leaves exactly what is still to be given up.
             while (removals[i].Length > 0)
-            {
-                long given = LowerRun(removals[i]) << _clusterBits;
-                removals[i] = removals[i] with { Offset = removals[i].Offset + given, Length = removals[i].Length - given };
-            }
-
+                removals[i] = LowerOnPage(removals[i]);
             removals.RemoveAt(i);
         }
     }
 
-    /// <summary>Gives up the first clusters of a removal, those that have the same fate: still referred to by others, or free now.
-    /// Returns how many; where it throws, none.</summary>
-    private long LowerRun(Removal removal)
+    /// <summary>Lowers the counts of a removal's first clusters, those on one page. Returns what is left of it. Nothing has changed when
+    /// it fails.</summary>
+    private Removal LowerOnPage(Removal removal)
     {
         Refcounts counts = state.Refcounts;
         long first = removal.Offset >> _clusterBits;
-        long end = Math.Min(counts.PageEnd(first), (removal.Offset + removal.Length) >> _clusterBits);
+        long end = Math.Min((removal.Offset + removal.Length) >> _clusterBits, counts.PageEnd(first));
         using PinnedPages pins = new(_cache);
         MetadataPage page = pins.Add(counts.PageOffset(first));
-        bool shared;
-        long next = first + 1;
+
+        // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
+        List<ClusterRun> unused = FindLastReferences(page, first, end);
+        foreach (ClusterRun run in unused)
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
         lock (_cache.Gate)
         {
-            ulong count = counts.Get(page, first);
-            if (count == 0)
+            _cache.BeginChange(page, CommitStage.Counts);
+            for (long cluster = first; cluster < end; cluster++)
             {
-                state.Latch.Fail($"{state.File.Name}: host cluster {first} was in use with a reference count of zero");
-                return 1;
+                ulong count = counts.Get(page, cluster);
+                if (count > 0)
+                    counts.Set(page, cluster, count - 1);
             }
 
-            shared = count > 1;
-            while (next < end && counts.Get(page, next) is > 0 and var other && (other > 1) == shared)
-                next++;
-            if (shared)
-                Lower(page, first, next);
+            page.EndChange();
+            foreach (ClusterRun run in unused)
+            {
+                if (removal.Kind == RemovalKind.Metadata)
+                    _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
+                state.Allocator!.Free(run);
+            }
         }
 
-        if (!shared)
-            Free(page, new ClusterRun(first, next - first, ReadsAsZero: true), removal.Kind);
-        return next - first;
+        long done = (end << _clusterBits) - removal.Offset;
+        return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
     }
 
-    /// <summary>I3: punched while the count still protects it, then free.</summary>
-    private void Free(MetadataPage page, ClusterRun run, RemovalKind kind)
+    /// <summary>The clusters whose count is one.</summary>
+    private List<ClusterRun> FindLastReferences(MetadataPage page, long first, long end)
     {
-        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+        List<ClusterRun> found = [];
         lock (_cache.Gate)
         {
-            Lower(page, run.First, run.End);
-            if (kind == RemovalKind.Metadata)
-                _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
-            state.Allocator!.Free(run);
+            for (long cluster = first; cluster < end; cluster++)
+            {
+                ulong count = state.Refcounts.Get(page, cluster);
+                if (count == 0)
+                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
+                else if (count > 1)
+                    continue;
+                else if (found.Count > 0 && found[^1].End == cluster)
+                    found[^1] = found[^1] with { Count = found[^1].Count + 1 };
+                else
+                    found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
+            }
         }
-    }
 
-    /// <summary>Lowers counts by one. Under the gate.</summary>
-    private void Lower(MetadataPage page, long first, long end)
-    {
-        _cache.BeginChange(page, CommitStage.Counts);
-        for (long cluster = first; cluster < end; cluster++)
-            state.Refcounts.Set(page, cluster, state.Refcounts.Get(page, cluster) - 1);
-        page.EndChange();
+        return found;
     }
 
     /// <summary>What one commit writes.</summary>

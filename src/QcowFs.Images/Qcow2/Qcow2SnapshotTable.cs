@@ -42,6 +42,44 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
         return new Qcow2SnapshotTable(snapshots, at - header.SnapshotsOffset);
     }
 
+    /// <summary>The snapshot of that name, or without one, of that id. Faults: <see cref="ImageFormatException"/> where there is none, or
+    /// the name is not the only one.</summary>
+    public Qcow2Snapshot Find(IStorage file, string nameOrId)
+    {
+        Qcow2Snapshot[] named = [.. Snapshots.Where(s => s.NameText == nameOrId)];
+        if (named.Length > 1)
+        {
+            throw new ImageFormatException(file.Name, Structure, named[1].Offset,
+                $"{named.Length} snapshots have the name {Printable.Quote(nameOrId)}",
+                $"give the id of one: {string.Join(", ", named.Select(s => Printable.Quote(s.IdText)))}");
+        }
+
+        return named.FirstOrDefault() ?? Snapshots.FirstOrDefault(s => s.IdText == nameOrId)
+            ?? throw new ImageFormatException(file.Name, Structure, -1, $"there is no snapshot {Printable.Quote(nameOrId)}",
+                "see qcowfs snapshot list");
+    }
+
+    /// <summary>The header as it would be if a snapshot's disk were the active one. Faults: <see cref="ImageFormatException"/>.</summary>
+    public Qcow2Header HeaderAt(Qcow2Header header, IStorage file, string nameOrId)
+    {
+        Qcow2Snapshot snapshot = Find(file, nameOrId);
+        if (!ReferenceCounter.IsUsable(header, snapshot))
+        {
+            throw Bad(file, snapshot.Offset,
+                $"the L1 table of snapshot {Printable.Quote(nameOrId)}, {snapshot.L1Size} entries at byte {snapshot.L1Offset}, is not possible");
+        }
+
+        // Entries of old images do not state the size: it was today's.
+        ulong size = snapshot.VirtualSize ?? (ulong)header.VirtualSize;
+        if (size > long.MaxValue || header.L1EntriesFor((long)size) > snapshot.L1Size)
+        {
+            throw Bad(file, snapshot.Offset,
+                $"snapshot {Printable.Quote(nameOrId)} has {size} bytes, more than its L1 table of {snapshot.L1Size} entries maps");
+        }
+
+        return header with { L1Offset = snapshot.L1Offset, L1Size = (int)snapshot.L1Size, VirtualSize = (long)size };
+    }
+
     private static Qcow2Snapshot ReadEntry(WindowReader reader, IStorage file, long at, int index)
     {
         int? size = Qcow2Snapshot.MeasureEntry(reader.Get(at, Qcow2Snapshot.FixedSize));

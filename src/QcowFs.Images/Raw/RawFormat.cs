@@ -37,6 +37,9 @@ internal sealed class RawFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References => [];
 
+        public IImageLayer AtSnapshot(string name) => throw new ImageFormatException(file.Name, "snapshot", -1,
+            $"there is no snapshot {Printable.Quote(name)}: a raw image has none", "use a qcow2 image");
+
         public void RequireOpenable(bool writable)
         {
             // Every file is a raw disk.

@@ -49,6 +49,7 @@ internal sealed class MountServer : IDisposable
             Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.IsWritable),
         };
         IDiskImage disk = ImageOptions.Opener.Open(settings.Source, settings.Open with { Log = _log.Write });
+        facts = facts with { VirtualSize = disk.Length }; // a snapshot's may be another than the image's
         _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
         _fileSystem = _mountPoint.IsFile
             ? DiskFileSystem.ForFile(_image, settings.Tree)

@@ -9,6 +9,7 @@ namespace QcowFs.Server;
 internal sealed record MountSettings
 {
     public static readonly Option Writable = new("writable", "allow writing; otherwise no byte of any image changes") { Short = 'w' };
+    public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
     public static readonly Option Gid = new("gid", "group of the files", "N");
@@ -25,7 +26,7 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
     ];
 
     public required string Source { get; init; }
@@ -58,6 +59,8 @@ internal sealed record MountSettings
         bool writable = line.Has(Writable);
         if (writable && line.MountWords.Contains("ro"))
             throw CommandFailure.Usage("-o ro", "contradicts --writable", "give one of them");
+        if (writable && line.Has(Snapshot))
+            throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qemu-img snapshot -a");
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
             throw CommandFailure.Usage(DirectIo.Display, "off is not possible with --writable", "leave it out: cached pages would go stale");
@@ -89,6 +92,7 @@ internal sealed record MountSettings
         {
             Format = ImageOptions.FormatOf(line),
             Writable = writable,
+            Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
         };

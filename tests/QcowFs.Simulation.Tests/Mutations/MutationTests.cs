@@ -43,8 +43,26 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
-            "        lock (_cache.Gate) { Lower(page, run.First, run.End); state.Allocator!.Free(run); }\n        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n        if (kind is not RemovalKind.Metadata) return;\n",
+            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            """
+                    lock (_cache.Gate)
+                    {
+                        foreach (ClusterRun run in unused)
+                        {
+                            _cache.BeginChange(page, CommitStage.Counts);
+                            for (long freed = run.First; freed < run.End; freed++)
+                                counts.Set(page, freed, 0);
+                            page.EndChange();
+                            state.Allocator!.Free(run);
+                        }
+                    }
+
+                    foreach (ClusterRun run in unused)
+                        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+                    if (unused.Count > 0)
+                        return removal with { Length = 0 };
+
+            """,
             nameof(Probes.FreedBlock)),
     ];
 
@@ -99,7 +117,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I8 an image is trusted without a sync",
             "Qcow2/Qcow2Image.cs",
-            "parts.File.Sync();\n",
+            "given.File.Sync();\n",
             "\n",
             nameof(Probes.Crash)),
         new Mutation(
