@@ -34,19 +34,17 @@ public sealed class BadInputTests
         Refuses(box, image, message);
     }
 
-    [SkippableTheory]
-    [InlineData("02", "the image is marked corrupt and can only be read")]
-    [InlineData("01", "the image is marked dirty: its reference counts may be wrong")]
-    public void A_marked_image_is_read_and_not_written(string bits, string problem)
+    [SkippableFact]
+    public void A_corrupt_image_is_read_and_not_written()
     {
         using Sandbox box = new();
         string image = box.Make("qcow2", "64M");
-        Patch(box, image, 79, Convert.FromHexString(bits));
+        Patch(box, image, 79, [2]);
         string before = box.Hash(image);
         string raw = box.MountReadOnly(image);
         box.Run("cmp", "-n", "67108864", raw, "/dev/zero").Expect();
         box.QcowFs("umount", "m").Expect();
-        Assert.StartsWith($"qcowfs: {image}: header at byte 72: {problem}; ", box.QcowFs("mount", "-w", image, "m").ExpectError(), StringComparison.Ordinal);
+        Assert.StartsWith($"qcowfs: {image}: header at byte 72: the image is marked corrupt and can only be read; ", box.QcowFs("mount", "-w", image, "m").ExpectError(), StringComparison.Ordinal);
         Assert.Equal(before, box.Hash(image));
     }
 

@@ -40,6 +40,24 @@ public sealed class CheckRepairTests
     }
 
     [SkippableFact]
+    public void A_dirty_image_is_repaired_by_a_writable_mount_and_only_by_that()
+    {
+        using Sandbox box = new();
+        string image = box.Make("qcow2", "64M", "lazy_refcounts=on");
+        _ = box.Run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M", "-c", "sigraise 9", image);
+        Assert.Contains("dirty", box.QcowFs("info", image).Expect(), StringComparison.Ordinal);
+        string before = box.Hash(image);
+        box.MountReadOnly(image);
+        box.QcowFs("umount", "m").Expect();
+        Assert.Equal(before, box.Hash(image));
+        string raw = box.MountWritable(image);
+        box.Shell($"cmp -n 1048576 {raw} <(head -c 1048576 /dev/zero | tr '\\0' '\\7')").Expect();
+        Assert.Contains("the image was marked dirty; ", box.QcowFs("umount", "m").Expect(), StringComparison.Ordinal);
+        Assert.DoesNotContain("dirty", box.QcowFs("info", image).Expect(), StringComparison.Ordinal);
+        box.Check(image);
+    }
+
+    [SkippableFact]
     public void What_cannot_be_mended_is_reported()
     {
         using Sandbox box = new();

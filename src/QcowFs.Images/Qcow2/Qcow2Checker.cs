@@ -1,9 +1,11 @@
-// The consistency check of a qcow2 image, read-only: all references are counted anew and compared with the stored counts, and every
+// The consistency check of a qcow2 image: all references are counted anew and compared with the stored counts, and every
 // structure is held against the format's rules. Finds what `qemu-img check` finds and ends in the same class. The rules, by their
 // number in the published consistency rules: alignment, reserved bits, ranges, COPIED against the stored count, subcluster bitmaps,
 // external data files, snapshots, bitmaps.
 //
-// The image is read through its storage, past every cache, so it must not be open for writing elsewhere.
+// The image is read through its storage, past every cache, so it must not be open for writing elsewhere. A check writes nothing by
+// itself; run with an EntryRepair it has the entries mended that it finds broken, none of which changes what it goes on to count but
+// a misaligned zero cluster, so that the findings of such a run are not for reporting.
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;

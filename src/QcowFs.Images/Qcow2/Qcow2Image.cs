@@ -27,17 +27,19 @@ internal static class Qcow2Image
         }
     }
 
-    private static CowImage Build(Qcow2Parts parts)
+    private static CowImage Build(Qcow2Parts given)
     {
-        Qcow2Header header = parts.Header;
-        OpenOptions options = parts.Options;
+        OpenOptions options = given.Options;
 
         // Recovery and trust begin with a sync: a process that died may have left bytes that could still vanish (I8).
         if (options.Writable)
         {
-            parts.File.Sync();
-            parts.DataFile?.Sync();
+            given.File.Sync();
+            given.DataFile?.Sync();
         }
+
+        Qcow2Parts parts = RepairIfDirty(given, out string? repaired);
+        Qcow2Header header = parts.Header;
 
         FailureLatch latch = new(options.Log);
         IStorage file = new LatchedStorage(parts.File, latch);
@@ -69,7 +71,28 @@ internal static class Qcow2Image
         Qcow2BlockMap map = new(parts, state, crashed ? new LeakCollector(state, file) : null);
         IReadOnlyList<IStorage> files = parts.DataFile is null ? [file] : [file, data];
         CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch);
-        return new CowImage(image, InfoOf(parts, crashed), options);
+        return new CowImage(image, InfoOf(parts, RecoveryOf(crashed, repaired)), options);
+    }
+
+    // The mark says that a writer put off reference counts and did not come to write them. The mappings are right, so the counts are
+    // made from them before anything is allocated. The mark falls last, so a crash meanwhile leaves it to the next open.
+    private static Qcow2Parts RepairIfDirty(Qcow2Parts parts, out string? repaired)
+    {
+        repaired = null;
+        if (!parts.Options.Writable || !parts.Header.IsDirty)
+            return parts;
+        CheckReport report = Qcow2Repair.Run(parts.File, RepairMode.All);
+        if (report.CheckErrors > 0 || report.Corruptions > 0)
+        {
+            string? first = report.Findings.FirstOrDefault(f => f.Severity != CheckSeverity.Leak)?.Message;
+            throw new ImageFormatException(parts.File.Name, "header", Qcow2HeaderLayout.IncompatibleFeaturesAt,
+                $"the image is marked dirty, and a repair leaves {report.Corruptions + report.CheckErrors} defects{(first is null ? null : $": {first}")}",
+                $"see qcowfs check {parts.File.Name}, or mount it without -w");
+        }
+
+        repaired = $"the image was marked dirty; {report.CorruptionsFixed} wrong and {report.LeaksFixed} leaked reference counts were repaired";
+        parts.Options.Log?.Invoke($"{parts.File.Name}: {repaired}");
+        return parts with { Header = Qcow2HeaderReader.Read(parts.File) };
     }
 
     private static ResidentTable LoadCountTable(Qcow2Parts parts)
@@ -94,7 +117,7 @@ internal static class Qcow2Image
             "the file is cut short; restore it from a copy");
     }
 
-    private static ImageInfo InfoOf(Qcow2Parts parts, bool crashed) => new()
+    private static ImageInfo InfoOf(Qcow2Parts parts, string? recovery) => new()
     {
         Path = parts.File.Name,
         Format = "qcow2",
@@ -103,6 +126,12 @@ internal static class Qcow2Image
         BackingName = parts.Header.BackingName,
         BackingFormat = parts.Header.BackingFormat,
         Backing = parts.Backing?.Info,
-        Recovery = crashed ? "the last writer did not end properly; leaked clusters are being collected" : null,
+        Recovery = recovery,
     };
+
+    private static string? RecoveryOf(bool crashed, string? repaired)
+    {
+        const string collecting = "the last writer did not end properly; leaked clusters are being collected";
+        return !crashed ? repaired : repaired is null ? collecting : $"{repaired}; {collecting}";
+    }
 }

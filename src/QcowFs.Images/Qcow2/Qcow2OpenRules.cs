@@ -22,12 +22,6 @@ internal static class Qcow2OpenRules
                 $"{repair}, or mount it without -w");
         }
 
-        if (header.IsDirty)
-        {
-            throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt,
-                "the image is marked dirty: its reference counts may be wrong", $"{repair}, or mount it without -w");
-        }
-
         if (header.RefcountTableClusters == 0)
         {
             throw Bad(file, Qcow2HeaderLayout.RefcountTableClustersAt, "the image has no refcount table",

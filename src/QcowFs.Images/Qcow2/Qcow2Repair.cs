@@ -82,7 +82,7 @@ internal static class Qcow2Repair
         }
 
         bool raise = mode == RepairMode.All && found.CountsTooLow > 0;
-        bool lower = found.ReferencesKnown && found.Report.Leaks > 0;
+        bool lower = found.ReferencesKnown && (found.Report.Leaks > 0 || raise);
         return (raise || lower) && RefcountCorrection.Run(file, raise, lower, windowClusters);
     }
 

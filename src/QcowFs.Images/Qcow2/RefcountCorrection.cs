@@ -37,8 +37,9 @@ internal sealed class RefcountCorrection
 
     private bool Run(bool raise, bool lower)
     {
-        bool changed = false;
-        for (long first = 0; first < _counter.ClusterCount;)
+        // First, while what a check sees still says that there is something to do.
+        bool changed = lower && ClearBehindEnd();
+        for (long first = 0; first <= _counter.ClusterCount;)
         {
             _counter.Count(first, _window);
             changed |= raise && Correct(upwards: true);
@@ -52,11 +53,26 @@ internal sealed class RefcountCorrection
     private bool Correct(bool upwards)
     {
         bool changed = false;
-        long end = Math.Min(_window.End, _counter.ClusterCount);
-        for (long cluster = _stored.NextStored(_window.First); cluster < end; cluster = _stored.NextStored(cluster))
+        for (long cluster = _stored.NextStored(_window.First); cluster < _window.End; cluster = _stored.NextStored(cluster))
         {
-            long stop = Math.Min(end, _stored.BlockEnd(cluster));
+            long stop = Math.Min(_window.End, _stored.BlockEnd(cluster));
             changed |= CorrectBlock(cluster, stop, upwards);
+            cluster = stop;
+        }
+
+        if (changed)
+            _file.Sync();
+        return changed;
+    }
+
+    // Counts of clusters that the file does not reach would be leaks as soon as it grows.
+    private bool ClearBehindEnd()
+    {
+        bool changed = false;
+        for (long cluster = _stored.NextStored(_counter.ClusterCount + 1); cluster != long.MaxValue; cluster = _stored.NextStored(cluster))
+        {
+            long stop = _stored.BlockEnd(cluster);
+            changed |= CorrectBlock(cluster, stop, upwards: false);
             cluster = stop;
         }
 
@@ -74,7 +90,7 @@ internal sealed class RefcountCorrection
         {
             int index = (int)(cluster % _header.RefcountsPerBlock);
             ulong stored = RefcountEncoding.Get(_block, index, _header.RefcountOrder);
-            uint counted = _window[cluster];
+            uint counted = _window.Contains(cluster) ? _window[cluster] : 0;
             ulong wanted = Math.Min(counted, _header.MaxRefcount);
             // The window stops counting there, so more may be right.
             bool unsure = counted == uint.MaxValue && stored > counted;

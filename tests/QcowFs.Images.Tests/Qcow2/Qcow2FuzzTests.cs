@@ -70,6 +70,26 @@ public sealed class Qcow2FuzzTests : IDisposable
         });
     });
 
+    // What is repaired once stays so, and nothing is worse.
+    [Fact]
+    public void Repair_is_total() => ForEach(60, image =>
+    {
+        using IStorage file = Specimen.Storage(image);
+        try
+        {
+            CheckReport found = Qcow2Checker.Check(file);
+            CheckReport? first = null;
+            Bounded("repair", () => first = Qcow2Repair.Run(file, RepairMode.All));
+            CheckReport second = Qcow2Repair.Run(file, RepairMode.All);
+            Assert.True(first is not null && first.ExitCode == second.ExitCode);
+            Assert.True(found.CheckErrors > 0 || found.Corruptions > 0 || first.Corruptions == 0);
+        }
+        catch (ImageFormatException)
+        {
+            // A structure that everything hangs from.
+        }
+    });
+
     [Fact]
     public void The_check_ends_where_qemus_check_ends() => ForEach(12, image =>
     {

@@ -257,6 +257,65 @@ public sealed class Qcow2RepairTests : IDisposable
             Assert.Equal((0UL, 0x00FF_0000_0000_0000UL), (hands.Get(hands.L2At(200)), hands.Get(hands.L2At(200) + 8)));
     }
 
+    // QEMU puts counts off and dies.
+    [Theory]
+    [InlineData("")]
+    [InlineData(",cluster_size=512")]
+    [InlineData(",extended_l2=on")]
+    public void An_image_that_qemu_left_dirty_is_repaired_when_it_is_opened_for_writing(string options)
+    {
+        string path = DirtyByQemu(options);
+        byte[] before = File.ReadAllBytes(path);
+        ImageOpener opener = new(HostFileSystem.Instance);
+        byte[] expected = new byte[8 << 20];
+        using (IDiskImage disk = opener.Open(path, new OpenOptions()))
+            disk.Read(0, expected);
+        Assert.Equal(before, File.ReadAllBytes(path));
+
+        List<string> log = [];
+        using (IDiskImage disk = opener.Open(path, new OpenOptions { Writable = true, Log = log.Add }))
+        {
+            Assert.StartsWith("the image was marked dirty; ", disk.Info.Recovery, StringComparison.Ordinal);
+            Assert.Equal($"{path}: {disk.Info.Recovery}", log[0]);
+            byte[] data = new byte[8 << 20];
+            disk.Read(0, data);
+            Assert.Equal(expected, data);
+            Assert.Equal(1, data[1 << 20]);
+            disk.Write(5 << 20, expected.AsSpan(1 << 20, 300_000));
+            disk.Close();
+        }
+
+        Qemu.CheckClean(path);
+        Assert.Equal(3, Qemu.Io("qcow2", path, "read -P 1 1M 2M", "read -P 1 5M 300000", "read -P 0 4M 1M").Split("read ").Length - 1);
+        using (Damage hands = new(path))
+            Assert.False(hands.Header.IsDirty);
+    }
+
+    [Fact]
+    public void A_dirty_image_with_damage_stays_dirty_and_is_not_opened_for_writing()
+    {
+        string path = DirtyByQemu("");
+        using (Damage hands = new(path))
+            hands.Set(hands.L1At(0), hands.Get(hands.L1At(0)) | 1UL << 60);
+        ImageOpener opener = new(HostFileSystem.Instance);
+        ImageFormatException refusal =
+            Assert.Throws<ImageFormatException>(() => opener.Open(path, new OpenOptions { Writable = true }).Dispose());
+        Assert.Contains("marked dirty", refusal.Problem, StringComparison.Ordinal);
+        using (Damage hands = new(path))
+            Assert.True(hands.Header.IsDirty);
+    }
+
+    private string DirtyByQemu(string options)
+    {
+        string path = _temp["dirty.qcow2"];
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"lazy_refcounts=on{options}", path, "8M");
+        Assert.NotEqual(0, Qemu.TryIo(["-f", "qcow2"], path, "write -P 1 1M 2M", "sigraise 9").ExitCode);
+        Assert.Equal(2, QemuImg.Check(path).ExitCode);
+        using (Damage hands = new(path))
+            Assert.True(hands.Header.IsDirty);
+        return path;
+    }
+
     [Fact]
     public void An_undamaged_image_is_not_written()
     {

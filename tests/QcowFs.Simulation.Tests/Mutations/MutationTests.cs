@@ -117,7 +117,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I8 an image is trusted without a sync",
             "Qcow2/Qcow2Image.cs",
-            "parts.File.Sync();\n",
+            "given.File.Sync();\n",
             "\n",
             nameof(Probes.Crash)),
         new Mutation(
