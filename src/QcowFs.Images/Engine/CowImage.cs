@@ -281,8 +281,9 @@ internal sealed partial class CowImage : IDiskImage
         {
             _log?.Invoke($"recovery stopped: {exception.Message}");
         }
-        catch (InvariantException exception)
+        catch (Exception exception)
         {
+            // On a thread of its own nobody else is told, and the process has other mounts to keep.
             _parts.Latch.Fail($"{Name}: recovery stopped: {exception.Message}");
         }
     }
@@ -310,14 +311,14 @@ internal sealed partial class CowImage : IDiskImage
             if (exception.IsOutOfSpace)
                 ArmCommitTimer();
         }
-        catch (Exception exception) when (exception is ImageFormatException or InvariantException)
-        {
-            _parts.Latch.Fail($"{Name}: background commit: {exception.Message}");
-        }
         catch (ObjectDisposedException) when (_closed)
         {
             // The image was abandoned while the timer fired.
             return;
+        }
+        catch (Exception exception)
+        {
+            _parts.Latch.Fail($"{Name}: background commit: {exception.Message}");
         }
     }
 

@@ -8,7 +8,7 @@ namespace QcowFs.Commands;
 /// <summary>Checks an image, and repairs it where asked to.</summary>
 internal static class CheckCommand
 {
-    private static readonly Option Repair = new("repair", "mend lost space (\"leaks\", the default) or \"all\" that is wrong", "WHAT")
+    private static readonly Option Repair = new("repair", "mend \"all\" that is wrong (the default) or only lost space (\"leaks\")", "WHAT")
     {
         ValueIsOptional = true,
     };
@@ -27,7 +27,7 @@ internal static class CheckCommand
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
         CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format)
-            : ImageOptions.Opener.Repair(path, line.Choice(Repair, "leaks", "all") == "all" ? RepairMode.All : RepairMode.Leaks, format);
+            : ImageOptions.Opener.Repair(path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
