@@ -27,6 +27,8 @@ internal sealed class Qcow2Format : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             Qcow2Image.Open(new Qcow2Parts(header, file, dataFile, backing, options));
 
+        public void Resize(long size, IDiskImage? backing) => Qcow2Resize.Run(header, file, backing, size);
+
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
         public CheckReport Check() => Qcow2Checker.Check(file);

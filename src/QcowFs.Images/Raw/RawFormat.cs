@@ -47,6 +47,12 @@ internal sealed class RawFormat : IImageFormat
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) => new RawImage(file, options);
 
+        public void Resize(long size, IDiskImage? backing)
+        {
+            file.SetLength(size);
+            file.Sync();
+        }
+
         public ImageFileFacts Describe() => new() { Path = file.Name, Format = FormatName, VirtualSize = file.Length };
 
         public CheckReport Check() => new() { Format = FormatName };
