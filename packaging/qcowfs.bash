@@ -40,7 +40,7 @@ _qcowfs() {
         snapshot)
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
-                mapfile -t COMPREPLY < <(compgen -W 'list' -- "$current")
+                mapfile -t COMPREPLY < <(compgen -W 'list create apply delete' -- "$current")
                 return
             fi
             ;;

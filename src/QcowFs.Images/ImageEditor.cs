@@ -1,4 +1,4 @@
-// Changes of a whole image that nobody else has open: its size.
+// Changes of a whole image that nobody else has open: its size, its internal snapshots.
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -8,13 +8,25 @@ namespace QcowFs.Images;
 /// <param name="Sign">+1: it grows by so much; -1: it shrinks by so much; 0: it becomes so much.</param>
 public readonly record struct SizeChange(long Bytes, int Sign = 0);
 
+/// <summary>What becomes of an internal snapshot.</summary>
+public enum SnapshotAction
+{
+    /// <summary>The active disk is kept as a new snapshot.</summary>
+    Create,
+    /// <summary>The active disk becomes what it was when the snapshot was made, its size included; the snapshot stays.</summary>
+    Apply,
+    /// <summary>The snapshot goes.</summary>
+    Delete,
+}
+
 /// <summary>
 /// Edits images. Thread-safe. When a member returns, the change is complete and durable; a crash in it leaves the image as before or
 /// as after, with leaked clusters at worst. Faults: <see cref="ImageFormatException"/> (refused, nothing changed),
 /// <see cref="ImageInUseException"/>, <see cref="StorageException"/>.
 /// </summary>
 /// <param name="files">The host's files.</param>
-public sealed class ImageEditor(IHostFiles files)
+/// <param name="time">The clock that dates snapshots.</param>
+public sealed class ImageEditor(IHostFiles files, TimeProvider time)
 {
     /// <summary>Gives a disk another size. New bytes read as zeros.</summary>
     /// <param name="path">The image.</param>
@@ -40,5 +52,18 @@ public sealed class ImageEditor(IHostFiles files)
 
         chain.Resize(size);
         return size;
+    }
+
+    /// <summary>Makes, applies or deletes an internal snapshot.</summary>
+    /// <param name="path">The image.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="action">What to do.</param>
+    /// <param name="name">The snapshot's name; one that exists is also found by its id.</param>
+    public void EditSnapshot(string path, string? format, SnapshotAction action, string name)
+    {
+        using IStorage file = files.Open(path, HostAccess.Write, directIo: false);
+        IImageLayer layer = ImageChain.ReadSource(file, format);
+        layer.RequireOpenable(writable: true);
+        layer.EditSnapshot(action, name, time.GetUtcNow());
     }
 }

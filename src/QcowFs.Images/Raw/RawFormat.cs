@@ -37,8 +37,9 @@ internal sealed class RawFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References => [];
 
-        public IImageLayer AtSnapshot(string name) => throw new ImageFormatException(file.Name, "snapshot", -1,
-            $"there is no snapshot {Printable.Quote(name)}: a raw image has none", "use a qcow2 image");
+        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+
+        public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
         public void RequireOpenable(bool writable)
         {
@@ -56,5 +57,8 @@ internal sealed class RawFormat : IImageFormat
         public ImageFileFacts Describe() => new() { Path = file.Name, Format = FormatName, VirtualSize = file.Length };
 
         public CheckReport Check() => new() { Format = FormatName };
+
+        private ImageFormatException NoSnapshots() =>
+            new(file.Name, "snapshot", -1, "a raw image cannot have snapshots", "use a qcow2 image");
     }
 }

@@ -20,7 +20,7 @@ internal static class ResizeCommand
     {
         OpenOptions options = new() { Format = ImageOptions.FormatOf(line), References = ImageOptions.ReferencesOf(line) };
         string path = line.Operands[0];
-        long size = new ImageEditor(HostFileSystem.Instance).Resize(path, options, Parse(line.Operands[1]), line.Has(Shrink));
+        long size = new ImageEditor(HostFileSystem.Instance, TimeProvider.System).Resize(path, options, Parse(line.Operands[1]), line.Has(Shrink));
         Console.Out.WriteLine($"{Output.Safe(path)}: the disk has {Sizes.Describe(size)} ({size} bytes)");
         return ExitCode.Done;
     }
