@@ -35,7 +35,7 @@ _qcowfs() {
         list) options="$options --json" ;;
         info) options="$options --chain -f --format --allow-references= --json" ;;
         inspect | map) options="$options -f --format --allow-references= --json" ;;
-        check) options="$options -f --format --json" ;;
+        check) options="$options -f --format --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
         snapshot)
             options="$options -f --format --json"

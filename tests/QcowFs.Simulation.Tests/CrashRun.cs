@@ -35,7 +35,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     public void RandomInstants(int steps, int instants, int choices, Action<string>? log)
     {
         long last = Ticks(steps, out long first);
-        Random random = new((int)seed);
+        Random random = new(unchecked((int)seed));
         log?.Invoke($"{geometry} seed {seed}: {instants} of the instants {first} to {last}");
         for (int i = 0; i < instants; i++)
             CrashAt(random.NextInt64(first, last + 1), steps, choices);

@@ -1,6 +1,7 @@
 // After a crash at any instant: the image opens, check finds nothing but leaks, every byte that a sync acknowledged is intact, and
 // every other sector is old or new (promise 1). Tried after every write, sync and set-length of short runs, by all the ways in which
 // unsynced writes can survive, and with a second crash after a working spell.
+using QcowFs.Testing;
 using Xunit;
 using Xunit.Abstractions;
 
@@ -32,7 +33,7 @@ public sealed class CrashTests(ITestOutputHelper output)
     [MemberData(nameof(Geometries))]
     public void Every_instant_of_short_runs(Geometry geometry)
     {
-        for (ulong seed = 1; seed <= 3; seed++)
+        foreach (ulong seed in Seeds.Between(1, 3))
             new CrashRun(geometry, seed).EveryInstant(steps: 10, choices: 24, output.WriteLine);
     }
 
@@ -40,7 +41,7 @@ public sealed class CrashTests(ITestOutputHelper output)
     [MemberData(nameof(Geometries))]
     public void Random_instants_of_long_runs(Geometry geometry)
     {
-        for (ulong seed = 100; seed < 106; seed++)
+        foreach (ulong seed in Seeds.Between(100, 105))
             new CrashRun(geometry, seed).RandomInstants(steps: 150, instants: 6, choices: 12, output.WriteLine);
     }
 

@@ -42,7 +42,7 @@ public sealed class ModelTests
     public void Agrees_with_bytes_and_with_qemu(Geometry geometry)
     {
         PreparedImage prepared = SimulatedImages.Prepare(geometry);
-        for (ulong seed = 1; seed <= 4; seed++)
+        foreach (ulong seed in Seeds.Between(1, 4))
         {
             SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
             DiskModel model = new(prepared.Guest);
@@ -95,6 +95,24 @@ public sealed class ModelTests
 
             return Qcow2Checker.Check(disk.Open("image", readOnly: true)).ExitCode == 0;
         }).Check(Config.QuickThrowOnFailure.WithMaxTest(300));
+    }
+
+    /// <summary>After a reservation writes need no space: the disk has none left, and they succeed.</summary>
+    [Fact]
+    public void Reserved_space_is_there_when_the_host_is_full()
+    {
+        Geometry geometry = new("cluster_size=4096", 1_000_448, InitialContent.Backing);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        using CowImage image = SimulatedImages.Open(disk, prepared);
+        image.Reserve(5_000, 300_000);
+        byte[] read = new byte[geometry.Size];
+        image.Read(0, read);
+        Assert.True(read.AsSpan().SequenceEqual(prepared.Guest), "a reservation changed what the disk holds");
+        disk.SpaceLimit = disk.UsedSpace;
+        image.Write(5_000, new byte[300_000]);
+        image.Sync();
+        image.Close();
     }
 
     private static byte[] Filled(int length, int fill)

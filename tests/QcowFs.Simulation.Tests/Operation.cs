@@ -9,6 +9,7 @@ internal enum OperationKind
     Write,
     Discard,
     WriteZeroes,
+    Reserve,
     Sync,
 }
 
@@ -18,7 +19,7 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
     /// <summary>Operations on <paramref name="size"/> bytes from <paramref name="first"/> on: mostly small, some large, mostly whole sectors, some of them zeros.</summary>
     public static IEnumerable<Operation> Random(ulong seed, int count, int size, int first = 0)
     {
-        Random random = new((int)seed);
+        Random random = new(unchecked((int)seed));
         for (int i = 0; i < count; i++)
         {
             int length = random.Next(4) == 0 ? random.Next(1, Math.Min(size, 40_000)) : random.Next(1, 3000);
@@ -26,7 +27,7 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
             if (random.Next(3) != 0)
                 (offset, length) = (offset & ~511, Math.Max(512, length & ~511));
             offset += first;
-            int kind = random.Next(9);
+            int kind = random.Next(10);
             byte[] bytes = new byte[length];
             if (kind < 4)
                 random.NextBytes(bytes);
@@ -35,16 +36,19 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
                 < 5 => new Operation(OperationKind.Write, offset, bytes),
                 5 => new Operation(OperationKind.Discard, offset, bytes),
                 6 => new Operation(OperationKind.WriteZeroes, offset, bytes),
+                7 => new Operation(OperationKind.Reserve, offset, bytes),
                 _ => new Operation(OperationKind.Sync, 0, []),
             };
         }
     }
 
+    private bool ChangesBytes => Kind is OperationKind.Write or OperationKind.Discard or OperationKind.WriteZeroes;
+
     /// <summary>Does it, the model first, so that a crash in the middle finds both values allowed.</summary>
     public void Run(IDiskImage image, DiskModel model)
     {
         long mark = model.Mark;
-        if (Kind != OperationKind.Sync)
+        if (ChangesBytes)
             model.Write(Offset, Bytes);
         Run(image);
         if (Kind == OperationKind.Sync)
@@ -55,12 +59,12 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
     public void RunDoubtfully(IDiskImage image, DiskModel model)
     {
         long mark = model.Mark;
-        if (Kind != OperationKind.Sync)
+        if (ChangesBytes)
             model.MaybeWrite(Offset, Bytes);
         Run(image);
         if (Kind == OperationKind.Sync)
             model.Sync(mark);
-        else
+        else if (ChangesBytes)
             model.Write(Offset, Bytes);
     }
 
@@ -76,6 +80,9 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
                 break;
             case OperationKind.WriteZeroes:
                 image.WriteZeroes(Offset, Bytes.Length);
+                break;
+            case OperationKind.Reserve:
+                image.Reserve(Offset, Bytes.Length);
                 break;
             default:
                 image.Sync();

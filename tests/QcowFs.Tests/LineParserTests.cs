@@ -13,7 +13,8 @@ public sealed class LineParserTests
     private static readonly Option List = new("", "mount list", "name[=value],...") { Short = 'o' };
 
     private static readonly Command Table = new(
-        "mount", "test", ["SOURCE", "MOUNTPOINT", "[MORE]"], [Flag, Other, Required, Optional, List], _ => 0) { ListOption = List };
+        "mount", "test", ["SOURCE", "MOUNTPOINT", "[MORE]"], [Flag, Other, Required, Optional, List], _ => 0)
+    { ListOption = List };
 
     [Fact]
     public void Options_and_operands_may_mix()

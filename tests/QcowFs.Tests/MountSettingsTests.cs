@@ -1,6 +1,6 @@
 // What mount options mean together.
-using QcowFs.Commands;
 using QcowFs.CommandLine;
+using QcowFs.Commands;
 using QcowFs.Images;
 using QcowFs.Server;
 using Xunit;

@@ -36,8 +36,18 @@ internal sealed partial class CowImage
         Statistics.AddDiscarded(length);
     }
 
-    /// <summary>Does nothing: space for guest data is reserved when a block is allocated.</summary>
-    public void Reserve(long offset, long length) => CheckRange(offset, length, "reserve");
+    /// <summary>Gives every block of the range host space of its own, its content kept, so that later writes to it need none.</summary>
+    public void Reserve(long offset, long length)
+    {
+        CheckRange(offset, length, "reserve");
+        BeginChange();
+        for (long end = offset + length; offset < end;)
+        {
+            long step = Math.Min(end, StepEnd(offset)) - offset;
+            Allocating(offset, step, default, (image, at, _) => image.ReserveExclusive(at, step));
+            offset += step;
+        }
+    }
 
     public void SetLength(long length)
     {
@@ -160,6 +170,7 @@ internal sealed partial class CowImage
         try
         {
             WriteReserved(reservation, offset, part[..written]);
+            _dataDirty = true; // I1: before a commit can see the mapping
             _map.Publish(reservation);
             published = true;
         }
@@ -222,6 +233,31 @@ internal sealed partial class CowImage
     {
         if (destination.Length > 0)
             ReadGuest(offset, destination);
+    }
+
+    private void ReserveExclusive(long offset, long length)
+    {
+        byte[] buffer = ArrayPool<byte>.Shared.Rent(ComposeLimit);
+        try
+        {
+            for (long end = offset + length; offset < end;)
+            {
+                Extent extent = _map.Lookup(offset, Math.Min(end - offset, ComposeLimit));
+                int part = (int)extent.Length;
+                if (extent.Kind != ExtentKind.Data || !extent.Writable)
+                {
+                    ReadGuest(offset, buffer.AsSpan(0, part));
+                    part = Place(offset, buffer.AsSpan(0, part));
+                    _dataDirty = true;
+                }
+
+                offset += part;
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
     }
 
     private void ZeroRange(long offset, long length, string operation)

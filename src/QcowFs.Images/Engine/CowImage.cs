@@ -229,24 +229,38 @@ internal sealed partial class CowImage : IDiskImage
     /// <summary>The commit that callers of Sync share: metadata in order, or only the data file where no metadata is dirty.</summary>
     private void CommitOnce()
     {
-        // Cleared before the commit: a write that completes from here on is owed another sync.
-        bool dataDirty = _dataDirty;
-        _dataDirty = false;
+        bool taken = false;
         bool done = false;
         try
         {
-            if (_map.Commit(dataDirty))
+            if (_map.Commit(() => taken = TakeDataDirty()))
                 Statistics.AddCommit();
             done = true;
+        }
+        catch (Exception exception) when (exception is not StorageException)
+        {
+            // What the structures say contradicts itself; what memory holds of them must not reach the disk.
+            _parts.Latch.Fail($"{Name}: commit: {exception.Message}");
+            throw;
         }
         finally
         {
             if (!done)
-                _dataDirty |= dataDirty;
+                _dataDirty |= taken;
         }
 
         if (_map.IsDirty)
             ArmCommitTimer();
+    }
+
+    /// <summary>Whether guest data was written since the last call. Cleared only where it was set: whoever set it has written, and
+    /// the sync that follows covers it; who sets it from here on is owed another.</summary>
+    private bool TakeDataDirty()
+    {
+        if (!_dataDirty)
+            return false;
+        _dataDirty = false;
+        return true;
     }
 
     /// <summary>Runs the recovery on the caller's thread.</summary>

@@ -69,10 +69,10 @@ internal interface IBlockMap : IDisposable
     void BeginUse();
 
     /// <summary>Makes all changes up to now durable, in order, and frees what they released. One call at a time.</summary>
-    /// <param name="dataDirty">Guest data was written since the last commit, so that the data file needs a sync even where no
-    /// metadata is dirty.</param>
+    /// <param name="takeDataDirty">Says whether guest data was written since it was last asked, so that the data file needs a sync.
+    /// Asked once, after the set of changes to commit is fixed: the data of each of them was written before (I1).</param>
     /// <returns>Whether metadata was written.</returns>
-    bool Commit(bool dataDirty);
+    bool Commit(Func<bool> takeDataDirty);
 
     /// <summary>What an earlier crash left to be put right while the image is in use, or null.</summary>
     IRecovery? Recovery { get; }

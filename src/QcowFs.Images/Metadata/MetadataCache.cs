@@ -95,7 +95,7 @@ internal sealed class MetadataCache
             page.FrozenContent = page.Bytes.ToArray(); // P4
         if (!page.Dirty)
         {
-            page.Dirty = true;
+            page.Unwritten |= Unwritten.Dirty;
             page.Stage = stage;
             _dirty.Add(page);
         }
@@ -110,11 +110,7 @@ internal sealed class MetadataCache
         _dirty = [];
         _frozenCount = frozen.Count;
         foreach (MetadataPage page in frozen)
-        {
-            page.Dirty = false;
-            page.Frozen = true;
-        }
-
+            page.Unwritten = Unwritten.Frozen;
         return frozen;
     }
 
@@ -123,12 +119,14 @@ internal sealed class MetadataCache
     {
         foreach (MetadataPage page in frozen)
         {
-            page.Frozen = false;
             page.FrozenContent = null;
-            if (written || page.Dirty)
-                continue;
-            page.Dirty = true;
-            _dirty.Add(page);
+            if (!written && !page.Dirty)
+            {
+                page.Unwritten |= Unwritten.Dirty;
+                _dirty.Add(page);
+            }
+
+            page.Unwritten &= ~Unwritten.Frozen;
         }
 
         _frozenCount = 0;
@@ -148,7 +146,7 @@ internal sealed class MetadataCache
                 Invariant.Require(!page.Frozen && page.Pins == 0 && !page.Loading, "a metadata page in use is not dropped");
                 if (page.Dirty)
                     _dirty.Remove(page);
-                page.Dirty = false;
+                page.Unwritten = Unwritten.Nothing;
                 page.BeginChange();
                 page.Offset = MetadataPage.Nowhere;
                 page.EndChange();
@@ -255,7 +253,7 @@ internal sealed class MetadataCache
             {
                 _hand = (_hand + 1) % Pages.Length;
                 MetadataPage page = Pages[_hand]!;
-                if (page.Dirty || page.Frozen || page.Loading || page.Pins > 0)
+                if (page.Unwritten != Unwritten.Nothing || page.Loading || page.Pins > 0)
                     continue;
                 if (!page.RecentlyUsed)
                     return page;

@@ -3,12 +3,27 @@
 // P1. The content is changed only under the cache's gate, by a thread that has the page pinned, between BeginChange and EndChange.
 // P2. Readers take no lock: they read between two looks at Sequence, which is odd while the page is being loaded or changed and
 //     differs afterwards. A reader that saw it odd or changed reads again.
-// P3. A page that is dirty, frozen or pinned is never given to another offset.
+// P3. A page that is dirty, frozen or pinned is never given to another offset. Who looks for a page to give away holds the set's lock
+//     and not the gate, so dirty and frozen are one field: between the two the page is never seen as neither.
 // P4. While a commit holds the page frozen, the first change after the freeze sets the frozen content aside, so that the commit
 //     writes the image of the freeze and never a later one.
 using System.Runtime.InteropServices;
 
 namespace QcowFs.Images.Metadata;
+
+/// <summary>Why a page's content must stay in memory.</summary>
+[Flags]
+internal enum Unwritten
+{
+    /// <summary>The file holds it.</summary>
+    Nothing = 0,
+
+    /// <summary>Changed since the last freeze.</summary>
+    Dirty = 1,
+
+    /// <summary>Part of the commit in progress.</summary>
+    Frozen = 2,
+}
 
 /// <summary>A page of metadata in memory. See the invariants at the head of the file.</summary>
 internal sealed class MetadataPage
@@ -19,6 +34,7 @@ internal sealed class MetadataPage
     private readonly byte[] _data;
     private long _offset = Nowhere;
     private int _sequence;
+    private int _unwritten;
 
     public MetadataPage(int pageSize) => _data = new byte[pageSize];
 
@@ -50,11 +66,18 @@ internal sealed class MetadataPage
     /// <summary>Which stage of the commit writes the page. Guarded by the gate.</summary>
     public CommitStage Stage { get; set; }
 
-    /// <summary>Changed since the last freeze. Guarded by the gate.</summary>
-    public bool Dirty { get; set; }
+    /// <summary>What of the content is not on disk. Changed under the gate, in one step (P3).</summary>
+    public Unwritten Unwritten
+    {
+        get => (Unwritten)Volatile.Read(ref _unwritten);
+        set => Volatile.Write(ref _unwritten, (int)value);
+    }
 
-    /// <summary>Part of the commit in progress. Guarded by the gate.</summary>
-    public bool Frozen { get; set; }
+    /// <summary>Changed since the last freeze.</summary>
+    public bool Dirty => Unwritten.HasFlag(Unwritten.Dirty);
+
+    /// <summary>Part of the commit in progress.</summary>
+    public bool Frozen => Unwritten.HasFlag(Unwritten.Frozen);
 
     /// <summary>The content at the freeze, where it was changed since (P4). Guarded by the gate.</summary>
     public byte[]? FrozenContent { get; set; }

@@ -62,6 +62,9 @@ internal interface IImageLayer
 
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
+
+    /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
+    CheckReport Repair(RepairMode mode);
 }
 
 internal static class ImageFormats

@@ -112,6 +112,10 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message) =>
         _defect ??= $"{structure} at byte {offset}: {message}";
 
+    void IReferenceVisitor.Table(long tableOffset, long weight)
+    {
+    }
+
     void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry)
     {
     }
@@ -131,7 +135,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
         _commit(); // so that what waits to be given up is not touched in the window
         TouchedClusters touched = new(first, count);
         lock (state.Cache.Gate)
-            state.Refcounts.Touched = touched;
+            state.Watch(touched);
         try
         {
             _commit();
@@ -148,7 +152,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
         finally
         {
             lock (state.Cache.Gate)
-                state.Refcounts.Touched = null;
+                state.Watch(null);
         }
     }
 

@@ -93,7 +93,7 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
 
     public void ReadCompressed(long descriptor, int offset, Span<byte> destination) => _compressed.Read(descriptor, offset, destination);
 
-    public bool Commit(bool dataDirty) => _commit.Run(dataDirty);
+    public bool Commit(Func<bool> takeDataDirty) => _commit.Run(takeDataDirty);
 
     public void BeginUse() => _commit.BeginUse();
 

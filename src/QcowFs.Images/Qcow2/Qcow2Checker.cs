@@ -8,6 +8,18 @@ using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
+/// <summary>What a check found, for the repair.</summary>
+/// <param name="Report">The findings.</param>
+/// <param name="ReferencesKnown">No structure is broken so that what it refers to is unknown: a count above the references found is
+/// a leak and not the data of a structure that could be mended by hand.</param>
+/// <param name="NeedsRebuild">The refcount structures are unsound themselves, or lack a block.</param>
+/// <param name="PointsOutside">Something refers to space past the end of the file, which therefore must not be put to use.</param>
+/// <param name="CountsTooLow">Counts below the references found.</param>
+/// <param name="Harmless">Corruptions of the report that are harmless.</param>
+/// <param name="EntriesToMend">L1 and L2 entries that <see cref="EntryRepair"/> can mend.</param>
+internal sealed record Qcow2Diagnosis(
+    CheckReport Report, bool ReferencesKnown, bool NeedsRebuild, bool PointsOutside, long CountsTooLow, long Harmless, long EntriesToMend);
+
 /// <summary>One run of the check. Used by one thread.</summary>
 internal sealed class Qcow2Checker : IReferenceVisitor
 {
@@ -21,13 +33,21 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     private readonly ReferenceCounter _counter;
     private readonly ReferenceWindow _window;
     private readonly ulong[] _storedOnce;
+    private readonly EntryRepair? _repair;
     private bool _first = true;
+    private bool _referencesKnown = true;
+    private bool _needsRebuild;
+    private bool _pointsOutside;
+    private long _countsTooLow;
+    private long _harmless;
+    private long _entriesToMend;
     private long _allocated;
     private long _compressed;
     private long _highest;
 
-    private Qcow2Checker(Qcow2Header header, IStorage file, int windowClusters)
+    private Qcow2Checker(Qcow2Header header, IStorage file, int windowClusters, EntryRepair? repair)
     {
+        _repair = repair;
         _header = header;
         _file = file;
         _stored = new RefcountTable(header, file);
@@ -43,7 +63,14 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     /// nothing can be said; <see cref="StorageException"/>.</summary>
     /// <param name="file">The image file.</param>
     /// <param name="windowClusters">Clusters to count at a time; tests make it small.</param>
-    public static CheckReport Check(IStorage file, int windowClusters = ReferenceCounter.DefaultWindow)
+    public static CheckReport Check(IStorage file, int windowClusters = ReferenceCounter.DefaultWindow) =>
+        Diagnose(file, windowClusters).Report;
+
+    /// <summary>Checks an image for a repair, likewise.</summary>
+    /// <param name="file">The image file.</param>
+    /// <param name="windowClusters">Clusters to count at a time.</param>
+    /// <param name="repair">Mends the entries that are found broken, or null. It tells what was there before.</param>
+    public static Qcow2Diagnosis Diagnose(IStorage file, int windowClusters, EntryRepair? repair = null)
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
         if (header.HasJournal)
@@ -52,13 +79,17 @@ internal sealed class Qcow2Checker : IReferenceVisitor
                 "mount the image with -w and unmount it, then check again");
         }
 
-        return new Qcow2Checker(header, file, windowClusters).Run();
+        Qcow2Checker checker = new(header, file, windowClusters, repair);
+        CheckReport report = checker.Run();
+        return new Qcow2Diagnosis(report, checker._referencesKnown, checker._needsRebuild, checker._pointsOutside,
+            checker._countsTooLow, checker._harmless, checker._entriesToMend);
     }
 
     private CheckReport Run()
     {
         if (_counter.ClusterCount > MaxClusters)
         {
+            _referencesKnown = false;
             _findings.Unchecked("too-large", "image", -1,
                 $"the file has {_counter.ClusterCount} clusters, more than the {MaxClusters} that can be checked");
             return Report();
@@ -96,8 +127,9 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     {
         if (_header.HasExternalDataFile && table.Snapshots.Count > 0)
         {
+            _referencesKnown = false;
             _findings.Corruption("snapshot-external", "header", Qcow2HeaderLayout.SnapshotCountAt,
-                $"there are {table.Snapshots.Count} snapshots although the data is in an external file", "none");
+                $"there are {table.Snapshots.Count} snapshots although the data is in an external file", RepairText.None);
         }
 
         foreach (Qcow2Snapshot snapshot in table.Snapshots)
@@ -107,14 +139,15 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             {
                 _findings.Corruption("snapshot-incomplete", "snapshot table", snapshot.Offset,
                     $"snapshot {name} has {snapshot.Extra.Length} bytes of extra data, expected at least "
-                    + $"{Qcow2Snapshot.Version3ExtraSize}", "completes the entry");
+                    + $"{Qcow2Snapshot.Version3ExtraSize}", RepairText.None);
             }
 
             if (!ReferenceCounter.IsUsable(_header, snapshot))
             {
+                _referencesKnown = false;
                 _findings.Corruption("snapshot-l1", "snapshot table", snapshot.Offset,
                     $"snapshot {name} has an L1 table of {snapshot.L1Size} entries at byte {snapshot.L1Offset}, expected a multiple of "
-                    + $"{_header.ClusterSize} and at most {Qcow2Limits.MaxL1Bytes / L1Entry.Size} entries", "none");
+                    + $"{_header.ClusterSize} and at most {Qcow2Limits.MaxL1Bytes / L1Entry.Size} entries", RepairText.None);
             }
         }
     }
@@ -131,9 +164,10 @@ internal sealed class Qcow2Checker : IReferenceVisitor
                 : null;
             if (problem is not null)
             {
+                _needsRebuild = true;
                 _findings.Corruption("refcount-table", "refcount table", _stored.EntryOffset(i),
                     $"refcount block {i} at byte {(ulong)entry.Raw & RefcountTableEntry.OffsetMask} {problem}",
-                    "rebuilds the refcount structures");
+                    RepairText.Rebuild);
             }
         }
     }
@@ -171,6 +205,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             if (stored == 0 && counted == 0)
                 continue;
             _highest = cluster;
+            _needsRebuild |= counted > 1 && IsRefcountTable(cluster);
             if (stored != counted && !(counted == uint.MaxValue && stored > counted))
                 NoteMismatch(cluster, stored, counted);
         }
@@ -183,12 +218,21 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         long offset = cluster << _header.ClusterBits;
         string found = $"the reference count is {stored}, but {counted} {(counted == 1 ? "reference was" : "references were")} found";
         if (stored > counted)
-            _findings.Leak("cluster", offset, found, "lowers the count");
+            _findings.Leak("cluster", offset, found, RepairText.LowerCount);
         else
         {
+            bool hasBlock = _stored.HasBlock(_stored.BlockOf(cluster));
+            _countsTooLow++;
+            _needsRebuild |= !hasBlock;
             _findings.Corruption("refcount-too-low", "cluster", offset, found,
-                stored == 0 ? "rebuilds the refcount structures" : "raises the count");
+                hasBlock ? RepairText.RaiseCount : RepairText.Rebuild);
         }
+    }
+
+    private bool IsRefcountTable(long cluster)
+    {
+        long first = _header.RefcountTableOffset >> _header.ClusterBits;
+        return cluster >= first && cluster < first + _header.RefcountTableClusters;
     }
 
     private void NoteUnreadable(long cluster, long block)
@@ -210,21 +254,44 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             if (_stored.Entries[i].Reserved == 0 && _stored.HasBlock(i) && cluster < end && _window.Contains(cluster)
                 && _window[cluster] != 1)
             {
+                _needsRebuild = true;
                 _findings.Corruption("refcount-block", "refcount table", _stored.EntryOffset(i),
                     $"refcount block {i} at byte {_stored.Entries[i].BlockOffset} is referred to {_window[cluster]} times, expected once",
-                    "rebuilds the refcount structures");
+                    RepairText.Rebuild);
             }
         }
     }
 
-    void IReferenceVisitor.Broken(string kind, string structure, long offset, string message, string repair) =>
+    void IReferenceVisitor.Broken(string kind, string structure, long offset, string message, string repair)
+    {
         _findings.Corruption(kind, structure, offset, message, repair);
+        _pointsOutside |= kind == "out-of-range";
+        if (repair == RepairText.None)
+        {
+            _referencesKnown = false;
+            return;
+        }
 
-    void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message) =>
+        _entriesToMend++;
+        if (repair == RepairText.PlainZero)
+            _repair?.MakePlainZero(offset);
+        else
+            _repair?.SetCopied(offset, copied: false);
+    }
+
+    void IReferenceVisitor.Unreadable(string kind, string structure, long offset, string message)
+    {
+        _referencesKnown = false;
         _findings.Unchecked(kind, structure, offset, message);
+    }
 
-    void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry) =>
+    void IReferenceVisitor.Table(long tableOffset, long weight) => _repair?.EnterTable(tableOffset, weight);
+
+    void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry)
+    {
+        _repair?.EnterTable(entryOffset, weight: 1);
         CheckCopied("L1 table", entryOffset, entry.TableOffset, entry.Copied, "L2 table");
+    }
 
     void IReferenceVisitor.ActiveCluster(long entryOffset, L2Entry entry)
     {
@@ -255,15 +322,18 @@ internal sealed class Qcow2Checker : IReferenceVisitor
 
     private void NoteCopied(string structure, long entryOffset, bool copied, string what, long target)
     {
+        _entriesToMend++;
+        _repair?.SetCopied(entryOffset, !copied);
         if (copied)
         {
             _findings.Corruption("copied-wrong", structure, entryOffset,
-                $"COPIED is set although the reference count of the {what} at byte {target} is not 1", "clears the flag");
+                $"COPIED is set although the reference count of the {what} at byte {target} is not 1", RepairText.ClearFlag);
         }
         else
         {
+            _harmless++;
             _findings.Harmless("copied-missing", structure, entryOffset,
-                $"COPIED is clear although the reference count of the {what} at byte {target} is 1", "sets the flag");
+                $"COPIED is clear although the reference count of the {what} at byte {target} is 1", RepairText.SetFlag);
         }
     }
 }

@@ -39,8 +39,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private bool _inUse;
 
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
-    /// <param name="dataDirty">Guest data was written since the last commit.</param>
-    public bool Run(bool dataDirty)
+    /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
+    public bool Run(Func<bool> takeDataDirty)
     {
         Frozen frozen;
         lock (_cache.Gate)
@@ -49,7 +49,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         bool written = false;
         try
         {
-            WriteStages(frozen, dataDirty);
+            WriteStages(frozen, takeDataDirty());
             written = true;
         }
         finally
@@ -227,7 +227,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
         state.File.Sync();
     }
 
-    /// <summary>Gives up references whose removal is durable. What is done leaves the list, so that a failure keeps the rest.</summary>
+    /// <summary>Gives up references whose removal is durable. What is done leaves the list, a page of counts at a time, so that a failure
+    /// keeps the rest and nothing is lowered twice (I2).</summary>
     private void GiveUp(List<Removal> removals)
     {
         if (removals.Count == 0)
@@ -240,63 +241,70 @@ internal sealed class Qcow2Commit(Qcow2State state)
             // While leaks are being counted, metadata blocks stay (LeakCollector, L3).
             if (removals[i].Kind == RemovalKind.Metadata && state.Refcounts.Touched is not null)
                 continue;
-            Lower(removals[i]);
+            while (removals[i].Length > 0)
+                removals[i] = LowerOnPage(removals[i]);
             removals.RemoveAt(i);
         }
     }
 
-    private void Lower(Removal removal)
-    {
-        long cluster = removal.Offset >> _clusterBits;
-        long end = (removal.Offset + removal.Length) >> _clusterBits;
-        while (cluster < end)
-        {
-            long next = Math.Min(end, state.Refcounts.PageEnd(cluster));
-            LowerOnPage(cluster, next, removal.Kind);
-            cluster = next;
-        }
-    }
-
-    private void LowerOnPage(long first, long end, RemovalKind kind)
+    /// <summary>Lowers the counts of a removal's first clusters, those on one page. Returns what is left of it. Nothing has changed when
+    /// it fails.</summary>
+    private Removal LowerOnPage(Removal removal)
     {
         Refcounts counts = state.Refcounts;
-        List<ClusterRun> unused = [];
+        long first = removal.Offset >> _clusterBits;
+        long end = Math.Min((removal.Offset + removal.Length) >> _clusterBits, counts.PageEnd(first));
         using PinnedPages pins = new(_cache);
         MetadataPage page = pins.Add(counts.PageOffset(first));
+
+        // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
+        List<ClusterRun> unused = FindLastReferences(page, first, end);
+        foreach (ClusterRun run in unused)
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
         lock (_cache.Gate)
         {
             _cache.BeginChange(page, CommitStage.Counts);
             for (long cluster = first; cluster < end; cluster++)
             {
                 ulong count = counts.Get(page, cluster);
-                if (count > 1)
+                if (count > 0)
                     counts.Set(page, cluster, count - 1);
-                else if (count == 0)
-                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                else if (unused.Count > 0 && unused[^1].End == cluster)
-                    unused[^1] = unused[^1] with { Count = unused[^1].Count + 1 };
-                else
-                    unused.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
             }
 
             page.EndChange();
-        }
-
-        foreach (ClusterRun run in unused)
-        {
-            // I3: punched while the count still protects it, then free.
-            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
-            lock (_cache.Gate)
+            foreach (ClusterRun run in unused)
             {
-                _cache.BeginChange(page, CommitStage.Counts);
-                for (long cluster = run.First; cluster < run.End; cluster++)
-                    counts.Set(page, cluster, 0);
-                page.EndChange();
-                if (kind == RemovalKind.Metadata)
+                if (removal.Kind == RemovalKind.Metadata)
                     _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
                 state.Allocator!.Free(run);
             }
         }
+
+        long done = (end << _clusterBits) - removal.Offset;
+        return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
+    }
+
+    /// <summary>The clusters whose count is one.</summary>
+    private List<ClusterRun> FindLastReferences(MetadataPage page, long first, long end)
+    {
+        List<ClusterRun> found = [];
+        lock (_cache.Gate)
+        {
+            for (long cluster = first; cluster < end; cluster++)
+            {
+                ulong count = state.Refcounts.Get(page, cluster);
+                if (count == 0)
+                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
+                else if (count > 1)
+                    continue;
+                else if (found.Count > 0 && found[^1].End == cluster)
+                    found[^1] = found[^1] with { Count = found[^1].Count + 1 };
+                else
+                    found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
+            }
+        }
+
+        return found;
     }
 
     /// <summary>What one commit writes.</summary>

@@ -49,6 +49,8 @@ internal sealed class Qcow2Format : IImageFormat
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
         public CheckReport Check() => Qcow2Checker.Check(file);
+
+        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
     }
 
     private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint

@@ -15,7 +15,7 @@ internal static class Qcow2OpenRules
         if (!writable)
             return;
 
-        string repair = $"run qcowfs check --repair {file.Name}";
+        string repair = $"run qcowfs check --repair=all {file.Name}";
         if (header.IsCorrupt)
         {
             throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt, "the image is marked corrupt and can only be read",

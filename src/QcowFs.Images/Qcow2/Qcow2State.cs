@@ -82,7 +82,7 @@ internal sealed class Qcow2State
     /// <summary>Notes a removal, merged with the one before where it continues it. Call under the gate.</summary>
     public void Remove(Removal removal)
     {
-        Refcounts.Touched?.Touch(removal.Offset >> Header.ClusterBits, (removal.Offset + removal.Length) >> Header.ClusterBits);
+        Touch(removal);
         if (_removals.Count > 0)
         {
             Removal last = _removals[^1];
@@ -94,6 +94,14 @@ internal sealed class Qcow2State
         }
 
         _removals.Add(removal);
+    }
+
+    /// <summary>Begins to note which clusters change, or ends it. What waits to be given up counts as changed: its reference is, or will
+    /// be, gone from the disk while its count is not. Call under the gate.</summary>
+    public void Watch(TouchedClusters? touched)
+    {
+        Refcounts.Touched = touched;
+        TouchAll(_removals);
     }
 
     /// <summary>Notes that a resident table changed. Call under the gate.</summary>
@@ -110,10 +118,20 @@ internal sealed class Qcow2State
     }
 
     /// <summary>Gives back removals that still wait for a commit, or says that none is left. Call under the gate.</summary>
-    public void ThawRemovals(IEnumerable<Removal> left, bool tablesDirty)
+    public void ThawRemovals(List<Removal> left, bool tablesDirty)
     {
+        TouchAll(left); // as in Watch, for what a commit had taken when the watch began
         _removals.AddRange(left);
         _frozenRemovals = 0;
         _tablesDirty |= tablesDirty;
     }
+
+    private void TouchAll(List<Removal> removals)
+    {
+        foreach (Removal removal in removals)
+            Touch(removal);
+    }
+
+    private void Touch(Removal removal) =>
+        Refcounts.Touched?.Touch(removal.Offset >> Header.ClusterBits, (removal.Offset + removal.Length) >> Header.ClusterBits);
 }

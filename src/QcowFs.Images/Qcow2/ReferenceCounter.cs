@@ -20,6 +20,11 @@ internal interface IReferenceVisitor
     /// <summary>A structure cannot be understood, so that what it refers to is unknown. Told once.</summary>
     void Unreadable(string kind, string structure, long offset, string message);
 
+    /// <summary>An L2 table whose entries come next.</summary>
+    /// <param name="tableOffset">Where it is.</param>
+    /// <param name="weight">How many L1 entries name it.</param>
+    void Table(long tableOffset, long weight);
+
     /// <summary>An entry of the active L1 table that names an L2 table in the file. Told in every window.</summary>
     void ActiveTable(long entryOffset, L1Entry entry);
 
@@ -132,17 +137,17 @@ internal sealed class ReferenceCounter
         {
             L1Entry entry = new(raw);
             if (entry.Reserved != 0)
-                Broken("reserved-bits", structure, entryOffset, $"entry 0x{raw:x16} has reserved bits set", "none");
+                Broken("reserved-bits", structure, entryOffset, $"entry 0x{raw:x16} has reserved bits set", RepairText.None);
             if (!entry.IsAllocated)
             {
                 if (entry.Copied)
-                    Broken("reserved-bits", structure, entryOffset, "an entry without an L2 table has its COPIED flag set", "none");
+                    Broken("reserved-bits", structure, entryOffset, "an entry without an L2 table has its COPIED flag set", RepairText.None);
                 return;
             }
 
             if (active)
                 _visitor?.ActiveTable(entryOffset, entry);
-            if (CountCluster(structure, entryOffset, entry.TableOffset, "L2 table", range.Weight, "none"))
+            if (CountCluster(structure, entryOffset, entry.TableOffset, "L2 table", range.Weight, RepairText.None))
                 AddToBatch(new L2Reference(entry.TableOffset, range.Weight, active));
         });
     }
@@ -165,7 +170,7 @@ internal sealed class ReferenceCounter
                 _visitor?.Unreadable("bitmap-table", BitmapTable, entryOffset, $"entry 0x{raw:x16} has reserved bits set");
         }
         else if (offset != 0)
-            CountCluster(BitmapTable, entryOffset, (long)offset, "bitmap data cluster", weight, "none");
+            CountCluster(BitmapTable, entryOffset, (long)offset, "bitmap data cluster", weight, RepairText.None);
     }
 
     private void AddToBatch(L2Reference reference)
@@ -201,6 +206,7 @@ internal sealed class ReferenceCounter
     {
         if (!TryReadMetadata(tableOffset, _cluster))
             return;
+        _visitor?.Table(tableOffset, weight);
         for (int at = 0; at < _cluster.Length; at += _header.L2EntrySize)
         {
             L2Entry entry = L2Entry.Read(_cluster.AsSpan(at));
@@ -219,16 +225,16 @@ internal sealed class ReferenceCounter
     private void CountCompressed(long entryOffset, L2Entry entry, SubclusterBitmap bitmap, long weight, bool active)
     {
         if (entry.Copied)
-            Broken("copied-compressed", L2, entryOffset, "a compressed cluster has its COPIED flag set", "clears the flag");
+            Broken("copied-compressed", L2, entryOffset, "a compressed cluster has its COPIED flag set", RepairText.ClearFlag);
         if (_header.HasExternalDataFile)
         {
-            Broken("compressed-external", L2, entryOffset, "a cluster is compressed although the data is in an external file", "none");
+            Broken("compressed-external", L2, entryOffset, "a cluster is compressed although the data is in an external file", RepairText.None);
             return;
         }
 
         if (bitmap.Raw != 0)
         {
-            Broken("subcluster-bitmap", L2, entryOffset, "a compressed cluster has a subcluster bitmap that is not zero", "none");
+            Broken("subcluster-bitmap", L2, entryOffset, "a compressed cluster has a subcluster bitmap that is not zero", RepairText.None);
             return;
         }
 
@@ -241,21 +247,21 @@ internal sealed class ReferenceCounter
     private void CountStandard(long entryOffset, L2Entry entry, SubclusterBitmap bitmap, long weight, bool active)
     {
         if (entry.Reserved != 0)
-            Broken("reserved-bits", L2, entryOffset, $"entry 0x{entry.Raw:x16} has reserved bits set", "none");
+            Broken("reserved-bits", L2, entryOffset, $"entry 0x{entry.Raw:x16} has reserved bits set", RepairText.None);
         bool hasCluster = entry.HostOffset.Value != 0 || (_header.HasExternalDataFile && entry.HasHostCluster && !entry.IsZeroFlag);
         if (!hasCluster)
         {
             if (bitmap.Allocated != 0)
-                Broken("subcluster-bitmap", L2, entryOffset, "subclusters are allocated in a cluster that has no place", "none");
+                Broken("subcluster-bitmap", L2, entryOffset, "subclusters are allocated in a cluster that has no place", RepairText.None);
             return;
         }
 
         if (!bitmap.IsWellFormed)
-            Broken("subcluster-bitmap", L2, entryOffset, "subclusters are allocated and zero at once", "none");
+            Broken("subcluster-bitmap", L2, entryOffset, "subclusters are allocated and zero at once", RepairText.None);
         if (active)
             _visitor?.ActiveCluster(entryOffset, entry);
         bool holdsData = _header.HasExtendedL2 ? bitmap.Allocated != 0 : !entry.IsZeroFlag;
-        string repair = holdsData ? "none" : "makes it a plain zero cluster";
+        string repair = holdsData ? RepairText.None : RepairText.PlainZero;
         if (!_header.HasExternalDataFile)
             CountCluster(L2, entryOffset, entry.HostOffset.Value, "cluster", weight, repair);
         else if (entry.HostOffset.Value % _header.ClusterSize != 0)
@@ -282,7 +288,7 @@ internal sealed class ReferenceCounter
         if (offset >= _fileLength || offset + length - _fileLength >= _header.ClusterSize)
         {
             Broken("out-of-range", structure, foundAt,
-                $"{length} bytes at byte {offset} are referred to, but the file ends at byte {_fileLength}", "none");
+                $"{length} bytes at byte {offset} are referred to, but the file ends at byte {_fileLength}", RepairText.None);
             return false;
         }
 

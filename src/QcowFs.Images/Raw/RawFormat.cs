@@ -58,6 +58,8 @@ internal sealed class RawFormat : IImageFormat
 
         public CheckReport Check() => new() { Format = FormatName };
 
+        public CheckReport Repair(RepairMode mode) => Check();
+
         private ImageFormatException NoSnapshots() =>
             new(file.Name, "snapshot", -1, "a raw image cannot have snapshots", "use a qcow2 image");
     }

@@ -69,7 +69,7 @@ public sealed class ImageOpenerTests : IDisposable
     {
         string path = Create("marked.qcow2");
         Mark(path, IncompatibleFeatures.Corrupt);
-        Assert.Equal($"{path}: header at byte 72: the image is marked corrupt and can only be read; run qcowfs check --repair {path}, or "
+        Assert.Equal($"{path}: header at byte 72: the image is marked corrupt and can only be read; run qcowfs check --repair=all {path}, or "
             + "mount it without -w", Refusal("marked.qcow2", Writable));
         _opener.Open(path, ReadOnly).Dispose();
         Mark(path, IncompatibleFeatures.Journal);

@@ -43,8 +43,26 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "            // I3: punched while the count still protects it, then free.\n",
-            "            lock (_cache.Gate) { _cache.BeginChange(page, CommitStage.Counts); for (long c = run.First; c < run.End; c++) counts.Set(page, c, 0); page.EndChange(); state.Allocator!.Free(run); }\n",
+            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            """
+                    lock (_cache.Gate)
+                    {
+                        foreach (ClusterRun run in unused)
+                        {
+                            _cache.BeginChange(page, CommitStage.Counts);
+                            for (long freed = run.First; freed < run.End; freed++)
+                                counts.Set(page, freed, 0);
+                            page.EndChange();
+                            state.Allocator!.Free(run);
+                        }
+                    }
+
+                    foreach (ClusterRun run in unused)
+                        state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+                    if (unused.Count > 0)
+                        return removal with { Length = 0 };
+
+            """,
             nameof(Probes.FreedBlock)),
     ];
 
