@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map snapshot'
+    local commands='mount umount list info inspect check create map resize snapshot'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -36,10 +36,11 @@ _qcowfs() {
         info) options="$options --chain -f --format --allow-references= --json" ;;
         inspect | map) options="$options -f --format --allow-references= --json" ;;
         check) options="$options -f --format --repair=leaks --repair=all --json" ;;
+        resize) options="$options --shrink -f --format --allow-references=" ;;
         snapshot)
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
-                mapfile -t COMPREPLY < <(compgen -W 'list' -- "$current")
+                mapfile -t COMPREPLY < <(compgen -W 'list create apply delete' -- "$current")
                 return
             fi
             ;;

@@ -128,7 +128,7 @@ internal static class SimulatedImages
         return output;
     }
 
-    private static IDiskImage OpenBacking(byte[] bytes)
+    internal static IDiskImage OpenBacking(byte[] bytes)
     {
         MemoryStorage file = new("backing");
         file.Write(0, bytes);

@@ -10,6 +10,9 @@ internal sealed class CheckFindings
 
     public long Corruptions { get; private set; }
 
+    /// <summary>How many of the corruptions are harmless.</summary>
+    public long HarmlessCount { get; private set; }
+
     public long Leaks { get; private set; }
 
     public long NotListed { get; private set; }
@@ -40,6 +43,7 @@ internal sealed class CheckFindings
                 break;
             default:
                 Corruptions++;
+                HarmlessCount += severity == CheckSeverity.Harmless ? 1 : 0;
                 break;
         }
 

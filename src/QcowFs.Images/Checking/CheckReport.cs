@@ -36,6 +36,9 @@ public sealed record CheckReport
     /// <summary>Rules broken, harmless ones included, as qemu-img counts them.</summary>
     public long Corruptions { get; init; }
 
+    /// <summary>How many of <see cref="Corruptions"/> put no data in danger.</summary>
+    public long HarmlessCorruptions { get; init; }
+
     /// <summary>Clusters whose reference count is too high.</summary>
     public long Leaks { get; init; }
 

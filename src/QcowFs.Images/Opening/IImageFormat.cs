@@ -49,6 +49,14 @@ internal interface IImageLayer
     /// <summary>Makes the disk image, which owns the file and both parameters from then on, also when this throws.</summary>
     IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options);
 
+    /// <summary>Makes, applies or deletes an internal snapshot, durably. The file is open for writing and stays the caller's. Faults:
+    /// <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
+    void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now);
+
+    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's; <paramref name="backing"/>
+    /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
+    void Resize(long size, IDiskImage? backing);
+
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 

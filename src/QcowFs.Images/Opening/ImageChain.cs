@@ -77,7 +77,12 @@ internal sealed class ImageChain : IDisposable
     }
 
     /// <summary>Makes the disk images and gives the top one, which owns all others.</summary>
-    public IDiskImage Open()
+    public IDiskImage Open() => Present(_options.Writable);
+
+    // What is left when the top was taken is all backing.
+    private IDiskImage OpenRest() => Present(writable: false);
+
+    private IDiskImage Present(bool writable)
     {
         long cacheSize = Math.Max(_options.CacheSize / _links.Count, Math.Min(MinCacheSize, _options.CacheSize));
         IDiskImage? disk = null;
@@ -87,10 +92,32 @@ internal sealed class ImageChain : IDisposable
             _links.RemoveAt(_links.Count - 1);
             bool top = _links.Count == 0;
             // G4: only the image that the user named is ever writable.
-            disk = link.Layer.Open(link.DataFile, disk, _options with { Writable = _options.Writable && top, CacheSize = cacheSize });
+            disk = link.Layer.Open(link.DataFile, disk, _options with { Writable = writable && top, CacheSize = cacheSize });
         }
 
         return disk!;
+    }
+
+    /// <summary>The file of the image that the user named.</summary>
+    public IStorage Source => _links[0].File;
+
+    /// <summary>The image that the user named.</summary>
+    public IImageLayer SourceLayer => _links[0].Layer;
+
+    /// <summary>Gives the top image's disk another size.</summary>
+    public void Resize(long size)
+    {
+        Link top = _links[0];
+        _links.RemoveAt(0);
+        try
+        {
+            top.Layer.Resize(size, _links.Count > 0 ? OpenRest() : null);
+        }
+        finally
+        {
+            top.File.Dispose();
+            top.DataFile?.Dispose();
+        }
     }
 
     /// <summary>What identifies a file on the host: device and inode, or the name where there is no host.</summary>

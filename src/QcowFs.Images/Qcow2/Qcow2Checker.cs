@@ -115,6 +115,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         Format = "qcow2",
         CheckErrors = _findings.CheckErrors,
         Corruptions = _findings.Corruptions,
+        HarmlessCorruptions = _findings.HarmlessCount,
         Leaks = _findings.Leaks,
         ImageEndOffset = (_highest + 1) << _header.ClusterBits,
         TotalClusters = _header.VirtualSize / _header.ClusterSize + (_header.VirtualSize % _header.ClusterSize == 0 ? 0 : 1),

@@ -27,6 +27,25 @@ internal sealed class Qcow2Format : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             Qcow2Image.Open(new Qcow2Parts(header, file, dataFile, backing, options));
 
+        public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now)
+        {
+            Qcow2SnapshotEdit edit = new(header, file);
+            switch (action)
+            {
+                case SnapshotAction.Create:
+                    edit.Create(name, now);
+                    break;
+                case SnapshotAction.Apply:
+                    edit.Apply(name);
+                    break;
+                default:
+                    edit.Delete(name);
+                    break;
+            }
+        }
+
+        public void Resize(long size, IDiskImage? backing) => Qcow2Resize.Run(header, file, backing, size);
+
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
         public CheckReport Check() => Qcow2Checker.Check(file);

@@ -37,8 +37,9 @@ internal sealed class RawFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References => [];
 
-        public IImageLayer AtSnapshot(string name) => throw new ImageFormatException(file.Name, "snapshot", -1,
-            $"there is no snapshot {Printable.Quote(name)}: a raw image has none", "use a qcow2 image");
+        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+
+        public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
         public void RequireOpenable(bool writable)
         {
@@ -47,10 +48,19 @@ internal sealed class RawFormat : IImageFormat
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) => new RawImage(file, options);
 
+        public void Resize(long size, IDiskImage? backing)
+        {
+            file.SetLength(size);
+            file.Sync();
+        }
+
         public ImageFileFacts Describe() => new() { Path = file.Name, Format = FormatName, VirtualSize = file.Length };
 
         public CheckReport Check() => new() { Format = FormatName };
 
         public CheckReport Repair(RepairMode mode) => Check();
+
+        private ImageFormatException NoSnapshots() =>
+            new(file.Name, "snapshot", -1, "a raw image cannot have snapshots", "use a qcow2 image");
     }
 }

@@ -19,7 +19,7 @@ internal static class LineParser
         for (int i = 0; i < words.Length; i++)
         {
             string word = words[i];
-            if (optionsEnded || word.Length < 2 || word[0] != '-') line.Operands.Add(word);
+            if (optionsEnded || word.Length < 2 || word[0] != '-' || char.IsAsciiDigit(word[1])) line.Operands.Add(word);
             else if (word == "--") optionsEnded = true;
             else if (word[1] == '-') TakeLong(line, word, words, ref i);
             else TakeShort(line, word, words, ref i);

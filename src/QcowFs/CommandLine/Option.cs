@@ -52,7 +52,7 @@ internal sealed record Command(
     {
         get
         {
-            int optional = Array.FindIndex(Operands, o => o.StartsWith('['));
+            int optional = Array.FindIndex(Operands, o => o is ['[', .., ']']);
             return optional < 0 ? Operands.Length : optional;
         }
     }

@@ -5,27 +5,44 @@ using QcowFs.Images;
 
 namespace QcowFs.Commands;
 
-/// <summary>Lists internal snapshots.</summary>
+/// <summary>Lists and edits internal snapshots.</summary>
 internal static class SnapshotCommand
 {
     public static Command Table { get; } = new(
-        "snapshot", "list the internal snapshots of an image", ["ACTION", "IMAGE"], [ImageOptions.Format, ImageOptions.Json], Run)
+        "snapshot", "list, create, apply or delete internal snapshots of an image that is not mounted",
+        ["ACTION", "IMAGE", "[NAME]"], [ImageOptions.Format, ImageOptions.Json], Run)
     {
         Notes =
             """
-            ACTION: list, the snapshots of IMAGE.
-            "qcowfs mount --snapshot=NAME IMAGE MOUNTPOINT" shows a snapshot's disk.
+            ACTION is one of:
+              list     print the snapshots of IMAGE
+              create   keep the disk as it is as the snapshot NAME
+              apply    make the disk what it was when snapshot NAME was made: what was written since is lost
+              delete   delete the snapshot NAME
+            A snapshot is found by its name, or else by its id. "qcowfs mount --snapshot=NAME IMAGE MOUNTPOINT" shows its disk.
             """,
     };
 
     private static int Run(ParsedLine line) => line.Operands[0] switch
     {
         "list" => List(line),
-        string other => throw CommandFailure.Usage("ACTION", $"\"{other}\" is not one of its values", "use list"),
+        "create" => Edit(line, SnapshotAction.Create),
+        "apply" => Edit(line, SnapshotAction.Apply),
+        "delete" => Edit(line, SnapshotAction.Delete),
+        string other => throw CommandFailure.Usage("ACTION", $"\"{other}\" is not one of its values", "use list, create, apply or delete"),
     };
+
+    private static int Edit(ParsedLine line, SnapshotAction action)
+    {
+        if (line.Operands.Count < 3) throw CommandFailure.Usage("NAME", "missing", line.Command.HelpHint);
+        if (line.Has(ImageOptions.Json)) throw CommandFailure.Usage(ImageOptions.Json.Display, "is for list only", "leave it out");
+        new ImageEditor(HostFileSystem.Instance, TimeProvider.System).EditSnapshot(line.Operands[1], ImageOptions.FormatOf(line), action, line.Operands[2]);
+        return ExitCode.Done;
+    }
 
     private static int List(ParsedLine line)
     {
+        if (line.Operands.Count > 2) throw CommandFailure.Usage(line.Operands[2], "one argument too many", line.Command.HelpHint);
         IReadOnlyList<SnapshotFacts> snapshots = ImageOptions.Opener.ReadInfo(line.Operands[1], ImageOptions.FormatOf(line)).Snapshots;
         if (line.Has(ImageOptions.Json))
         {

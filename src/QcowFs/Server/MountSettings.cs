@@ -60,7 +60,7 @@ internal sealed record MountSettings
         if (writable && line.MountWords.Contains("ro"))
             throw CommandFailure.Usage("-o ro", "contradicts --writable", "give one of them");
         if (writable && line.Has(Snapshot))
-            throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qemu-img snapshot -a");
+            throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
             throw CommandFailure.Usage(DirectIo.Display, "off is not possible with --writable", "leave it out: cached pages would go stale");
