@@ -62,6 +62,9 @@ public sealed class FileStorage : IStorage, IExtentSource
     /// <summary>The open file. It stays owned by the storage.</summary>
     public SafeFileHandle Handle => _handle;
 
+    /// <summary>Whether <see cref="QemuLocks"/> holds locks on the file.</summary>
+    internal bool HoldsLocks { get; set; }
+
     /// <summary>Asks the host about the file.</summary>
     public FileFacts QueryFacts()
     {
@@ -217,7 +220,14 @@ public sealed class FileStorage : IStorage, IExtentSource
     }
 
     /// <summary>Closes the file, which drops its locks. Nothing is synced.</summary>
-    public void Dispose() => _handle.Dispose();
+    public void Dispose()
+    {
+        // Closing alone is not enough: a process that was forked at this moment holds the description, and with it the locks, until
+        // it executes its program.
+        if (HoldsLocks && !_handle.IsClosed)
+            QemuLocks.Release(this);
+        _handle.Dispose();
+    }
 
     // fallocate over the sectors that lie wholly in the range and zeros written over the ragged ends. Where the file system cannot,
     // zeros are written over all of it and the answer is false (F3).

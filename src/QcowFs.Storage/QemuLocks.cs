@@ -53,6 +53,7 @@ public static class QemuLocks
             Set(file, UsedBase + permission, Libc.F_RDLCK);
         foreach (int permission in NotShared)
             Set(file, NotSharedBase + permission, Libc.F_RDLCK);
+        file.HoldsLocks = true;
         int refused = FindRefused(file, role);
         if (refused < 0)
             return null;
@@ -76,6 +77,8 @@ public static class QemuLocks
             Set(file, UsedBase + permission, Libc.F_UNLCK);
             Set(file, NotSharedBase + permission, Libc.F_UNLCK);
         }
+
+        file.HoldsLocks = false;
     }
 
     private static int[] Uses(LockRole role) => role == LockRole.Writer ? [Read, Write, Resize] : [Read];

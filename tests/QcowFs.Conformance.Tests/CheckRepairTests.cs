@@ -76,7 +76,7 @@ public sealed class CheckRepairTests
         Assert.Contains("in use", box.QcowFs("check", "--repair", image).ExpectError(), StringComparison.Ordinal);
         box.QcowFs("umount", "m").Expect();
         Assert.Equal(
-            "qcowfs: --repair: \"some\" is not one of its values; use leaks, all", box.QcowFs("check", "--repair=some", image).ExpectError(64));
+            "qcowfs: --repair: \"some\" is not one of its values; use all, leaks", box.QcowFs("check", "--repair=some", image).ExpectError(64));
     }
 
     private static string Written(Sandbox box)

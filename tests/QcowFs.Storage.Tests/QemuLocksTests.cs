@@ -1,4 +1,6 @@
 // The locks against the real thing: QEMU refuses what we hold, we refuse what QEMU holds, and readers share.
+using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
 using QcowFs.Testing;
 using Xunit;
 
@@ -32,6 +34,24 @@ public sealed class QemuLocksTests : IDisposable
         QemuLocks.Release(file);
         Qemu.Io("qcow2", _image, "write -P 1 0 512");
     }
+
+    /// <summary>A process forked at the moment of the close holds the open file description a little longer; a duplicate stands for
+    /// it.</summary>
+    [Fact]
+    public void Closing_drops_the_locks_although_somebody_else_still_has_the_description()
+    {
+        File.WriteAllBytes(_image, new byte[512]);
+        FileStorage file = Open();
+        Assert.Null(QemuLocks.TryAcquire(file, LockRole.Writer));
+        using SafeFileHandle duplicate = new(Duplicate((int)file.Handle.DangerousGetHandle()), ownsHandle: true);
+        Assert.False(duplicate.IsInvalid);
+        file.Dispose();
+        using FileStorage other = Open();
+        Assert.Null(QemuLocks.TryAcquire(other, LockRole.Writer));
+    }
+
+    [DllImport("libc", EntryPoint = "dup")]
+    private static extern int Duplicate(int fd);
 
     [SkippableFact]
     public void Our_reader_keeps_QEMU_from_writing_but_not_from_reading()
