@@ -13,7 +13,9 @@ internal sealed unsafe class Channel(
 {
     /// <summary>A request that took longer than this, and than copying its bytes explains, was held up by something.</summary>
     private static readonly TimeSpan UsualTime = TimeSpan.FromMicroseconds(50);
-    private const long SlowestCopyBytesPerSecond = 2_000_000_000;
+
+    // Copying into new pages of memory, with every processor at it: writes that only fill memory gain nothing by more threads.
+    private const long SlowestCopyBytesPerSecond = 1_000_000_000;
 
     private readonly FuseDevice _device = device;
     private readonly ChannelBuffers _buffers = buffers;
