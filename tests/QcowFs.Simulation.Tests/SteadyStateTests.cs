@@ -1,7 +1,7 @@
 // What holds while an image is simply used: no allocation of memory per request, and a commit that comes without being asked.
+using QcowFs.Images;
 using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
-using QcowFs.Images;
 using QcowFs.Storage;
 using QcowFs.Testing;
 using Xunit;
