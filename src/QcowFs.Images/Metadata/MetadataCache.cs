@@ -57,9 +57,6 @@ internal sealed class MetadataCache
     /// <summary>Whether so many pages are dirty that the caller should commit before it changes more.</summary>
     public bool NeedsCommit => DirtyCount > _dirtyLimit;
 
-    /// <summary>Hits and misses so far; approximate.</summary>
-    public long Misses { get; private set; }
-
     /// <summary>The page that holds <paramref name="offset"/>, loaded where necessary. The caller may only read it, between two looks
     /// at its sequence (P2), and must check <see cref="MetadataPage.Offset"/> as well, since the page is not pinned.</summary>
     /// <param name="offset">Host byte offset, a multiple of the page size.</param>
@@ -193,7 +190,6 @@ internal sealed class MetadataCache
             page.Loading = true;
             page.RecentlyUsed = true;
             page.Pins = pin ? 1 : 0;
-            Misses = unchecked(Misses + 1);
         }
 
         bool loaded = false;
