@@ -18,6 +18,7 @@ internal sealed partial class CowImage
     {
         CheckRange(offset, source.Length, "write");
         BeginChange();
+        _parts.Changes?.Note(offset, source.Length);
         Statistics.AddWritten(source.Length);
         while (source.Length > 0)
         {
@@ -272,6 +273,7 @@ internal sealed partial class CowImage
     {
         CheckRange(offset, length, operation);
         BeginChange();
+        _parts.Changes?.Note(offset, length);
         long end = offset + length;
         while (offset < end)
         {

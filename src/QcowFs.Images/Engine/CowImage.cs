@@ -24,8 +24,10 @@ namespace QcowFs.Images.Engine;
 /// <param name="Backing">Supplies unallocated blocks; null: zeros.</param>
 /// <param name="Latch">The failure latch that the files share.</param>
 /// <param name="Epoch">The epoch that the map's commit waits for before it frees blocks.</param>
+/// <param name="Changes">Is told of every change of the disk, or null.</param>
 internal sealed record CowImageParts(
-    IBlockMap Map, IStorage Data, IReadOnlyList<IStorage> Files, IDiskImage? Backing, FailureLatch Latch, ReaderEpoch Epoch);
+    IBlockMap Map, IStorage Data, IReadOnlyList<IStorage> Files, IDiskImage? Backing, FailureLatch Latch, ReaderEpoch Epoch,
+    IChangeTracker? Changes = null);
 
 /// <summary>A disk image over a block map.</summary>
 internal sealed partial class CowImage : IDiskImage
@@ -158,6 +160,8 @@ internal sealed partial class CowImage : IDiskImage
         {
             if (_inUse)
             {
+                _parts.Changes?.Store();
+
                 // A commit may leave lowered counts for the next one (I3); each has less to do than the one before.
                 do
                     _commits.Run();

@@ -67,6 +67,9 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public bool IsDirty => _state.IsDirty;
 
+    /// <summary>Makes room in the file.</summary>
+    public Qcow2Space Space => _space;
+
     private ResidentTable L1 => _state.L1;
 
     public Extent Lookup(long offset, long length)

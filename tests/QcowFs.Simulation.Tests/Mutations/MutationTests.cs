@@ -129,7 +129,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I10 unknown auto-clear bits stay",
             Commit,
-            "WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);",
+            "WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);",
             "WriteAutoclear(state.Header.AutoclearFeatures | AutoclearFeatures.InUse);",
             nameof(Probes.Autoclear)),
         new Mutation(
@@ -198,7 +198,35 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Ceiling)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression];
+    private static readonly Mutation[] Bitmaps =
+    [
+        new Mutation(
+            "D1 a bitmap is not marked before the first change",
+            "Qcow2/BitmapTracking.cs",
+            "WriteFlags(bitmap, bitmap.Flags | BitmapFlags.InUse);",
+            "WriteFlags(bitmap, bitmap.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D2 the mark falls before the bits are durable",
+            "Qcow2/BitmapTracking.cs",
+            "bitmap.IsStored = true;",
+            "WriteFlags(bitmap.Entry, bitmap.Entry.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D5 bits are written over another structure",
+            "Qcow2/BitmapTracking.cs",
+            "&& !metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\")",
+            "&& metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\") && false",
+            nameof(Probes.SenselessBitmap)),
+        new Mutation(
+            "a discard is not recorded",
+            "Engine/CowImage.Write.cs",
+            "_parts.Changes?.Note(offset, length);\n        long end",
+            "long end",
+            nameof(Probes.ExactBitmaps)),
+    ];
+
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. Bitmaps];
 
     [Theory]
     [MemberData(nameof(Mutations))]

@@ -68,5 +68,11 @@ public static class Probes
 
     public static void FullHostOfCompressing() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=2048", 100_352, Compress: true));
 
+    public static void CrashOfBitmaps() => new BitmapTests().A_crash_leaves_no_bitmap_that_is_wrong("cluster_size=512", 70_144, 3, compress: false);
+
+    public static void ExactBitmaps() => new BitmapTests().Exactly_what_was_touched_is_set(new Geometry("cluster_size=512", 70_144, InitialContent.Bitmaps));
+
+    public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 }
