@@ -64,6 +64,9 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
 
     public bool IsDirty => _state.IsDirty;
 
+    /// <summary>What the image is made of. For tests.</summary>
+    internal Qcow2State State => _state;
+
     private ResidentTable L1 => _state.L1;
 
     public Extent Lookup(long offset, long length)
