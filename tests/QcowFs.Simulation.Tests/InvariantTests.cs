@@ -28,6 +28,9 @@ public sealed class InvariantTests(ITestOutputHelper output)
         new("cluster_size=512,refcount_bits=32", 40_448),
         new("cluster_size=512,refcount_bits=64", 70_144, InitialContent.Snapshot),
         new("cluster_size=1024,refcount_bits=64", 40_448, InitialContent.Compressed),
+        new("cluster_size=512", 40_448, InitialContent.Empty, Compress: true),
+        new("cluster_size=2048,refcount_bits=2", 60_416, InitialContent.Compressed, Compress: true),
+        new("cluster_size=4096", 100_352, InitialContent.Backing, Compress: true),
         new("cluster_size=16384,extended_l2=on", 100_352, InitialContent.Snapshot),
     ];
 

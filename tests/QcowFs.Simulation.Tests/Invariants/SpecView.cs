@@ -63,6 +63,9 @@ internal sealed class SpecView
     /// <summary>Whether the active tree refers to a cluster with a COPIED flag, without one, or not at all.</summary>
     public bool?[] CopiedFlags { get; private set; } = [];
 
+    /// <summary>The sectors that compressed clusters name.</summary>
+    public List<(long Start, long End)> Streams { get; } = [];
+
     /// <summary>Where the entries of the active tree are that have a COPIED flag set.</summary>
     public List<long> FlagsAt { get; } = [];
 
@@ -254,6 +257,7 @@ internal sealed class SpecView
             if ((entry & Copied) != 0 || bitmap != 0 || External)
                 Fail($"a compressed entry, {entry:x16}, is marked as what it cannot be");
             (long offset, int length) = Stream(entry);
+            Streams.Add((offset & ~511L, offset + length));
             for (long cluster = offset >> _clusterBits; cluster <= (offset + length - 1) >> _clusterBits; cluster++)
                 Claim(cluster, Role.Compressed);
             return;
@@ -373,6 +377,7 @@ internal sealed class SpecView
         }
 
         FlagsAt.Clear();
+        Streams.Clear();
         _tree = 0;
     }
 
