@@ -158,6 +158,70 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Crash)),
     ];
 
+    private static readonly Mutation[] SpaceAndCache =
+    [
+        new Mutation(
+            "A1 what is left of a free run begins with what was handed out",
+            "Qcow2/HostAllocator.cs",
+            "Add(run with { First = run.First + wanted, Count = run.Count - wanted });",
+            "Add(run with { First = run.First + wanted - 1, Count = run.Count - wanted });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a cluster freed ahead of the scan is found again by it",
+            "Qcow2/HostAllocator.cs",
+            "if (run.First < _scanned)\n                Insert(run with { Count = Math.Min(run.End, _scanned) - run.First });",
+            "if (run.First < _scanLimit)\n                Insert(run with { Count = Math.Min(run.End, _scanLimit) - run.First });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a reservation that was given up is lost",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count, ReadsAsZero: false));",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count - 1, ReadsAsZero: false));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A2 free clusters from before are taken for zeros",
+            "Qcow2/Refcounts.cs",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: false));",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I2 a compressed stream gives up only its first cluster",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "_state.Remove(new Removal(from, ((end + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));",
+            "_state.Remove(new Removal(from, _clusterMask + 1, RemovalKind.Compressed));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 a shared block is punched",
+            Commit,
+            "else if (count > 1)\n                    continue;",
+            "else if (count > 2)\n                    continue;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 pages of a freed table stay in the cache",
+            Commit,
+            "_cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);",
+            "{ }",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A4 the end of use cuts a cluster that is in use",
+            "Qcow2/Qcow2Commit.cs",
+            "long end = state.Allocator!.UsedEnd() << _clusterBits;",
+            "long end = (state.Allocator!.UsedEnd() - 1) << _clusterBits;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "P3 a dirty page is given to another offset",
+            "Metadata/MetadataCache.cs",
+            "if (page.Unwritten != Unwritten.Nothing || page.Loading || page.Pins > 0)",
+            "if (page.Loading || page.Pins > 0)",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "narrow counts spill into their neighbours",
+            "Qcow2/RefcountEncoding.cs",
+            "packed = (byte)((packed & ~mask) | ((int)count << shift));",
+            "packed = (byte)(packed | ((int)count << shift));",
+            nameof(Probes.Invariants)),
+    ];
+
     private static readonly Mutation[] Compression =
     [
         new Mutation(
@@ -226,7 +290,7 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.ExactBitmaps)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. Bitmaps];
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps];
 
     [Theory]
     [MemberData(nameof(Mutations))]

@@ -1,4 +1,6 @@
 // Short forms of the simulation's tests, for mutants: each passes on the real code and must fail on a mutant that names it.
+using QcowFs.Simulation.Tests.Invariants;
+
 namespace QcowFs.Simulation.Tests.Mutations;
 
 /// <summary>Static, without arguments, so that a copy of this assembly can be asked by name.</summary>
@@ -42,6 +44,23 @@ public static class Probes
         tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Backing));
         tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Snapshot));
         tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Snapshot));
+    }
+
+    public static void Invariants()
+    {
+        foreach (Geometry geometry in new[]
+        {
+            new Geometry("cluster_size=512", 30_208),
+            new Geometry("cluster_size=512", 40_448, InitialContent.Snapshot),
+            new Geometry("cluster_size=512,refcount_bits=4", 40_448, InitialContent.Compressed),
+        })
+        {
+            for (ulong seed = 1; seed <= 2; seed++)
+            {
+                using InvariantRun run = new(geometry, seed) { LosesFlags = seed == 2, CachePages = seed == 2 ? 16 : 2 };
+                run.Run(1000);
+            }
+        }
     }
 
     public static void Errors() => new FaultTests().An_error_latches_the_image(new Geometry("cluster_size=512", 70_144));
