@@ -1,4 +1,5 @@
 // What the opener asks of a format, and the one list of formats there are.
+using QcowFs.Images.AddCow;
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Raw;
 using QcowFs.Storage;
@@ -99,7 +100,7 @@ internal static class ImageFormats
     private const int LongestMagic = 512;
 
     /// <summary>Every format, in the order of probing.</summary>
-    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new RawFormat()];
+    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new AddCowFormat(), new RawFormat()];
 
     /// <summary>The format of that name, or null.</summary>
     public static IImageFormat? Find(string name) => All.FirstOrDefault(f => f.Name == name);
