@@ -81,7 +81,7 @@ internal sealed class AddCowChecker(IStorage file, Func<NamedReference, NamedDis
         bool isImage = reference.Kind == ReferenceKind.DataFile;
         string structure = isImage ? "image file" : "backing file";
         if (disk.Problem is not null)
-            _findings.Unchecked(isImage ? "image-unreachable" : "backing-unreachable", structure, -1, $"{Printable.Quote(reference.Name)}: {disk.Problem}");
+            _findings.Unchecked(isImage ? "image-unreachable" : "backing-unreachable", structure, -1, disk.Problem);
         else if (isImage && disk.Size is null)
             _findings.Unchecked("image-size-unknown", structure, -1, $"{Printable.Quote(reference.Name)}: its size is not known without opening what it names itself");
     }
@@ -97,20 +97,21 @@ internal sealed class AddCowChecker(IStorage file, Func<NamedReference, NamedDis
             _findings.Corruption("bitmap-short", Bitmap, file.Length,
                 $"the file ends here, and {geometry.FileLength} bytes belong to an image file of {geometry.DiskSize}",
                 "none: restore the add-cow file, or give the image file the size that it had");
-        else if (!header.IsResizing)
-            CheckEnd(geometry);
+        else if (!header.IsResizing && !EndsWithTheDisk(geometry))
+            return;
         if (!header.IsAllAllocated && BitmapFile.HasPaddingBits(file, geometry))
             _findings.Harmless("padding-bits", Bitmap, geometry.BitmapEnd - 1, "bits past the last cluster are set", "clears them");
     }
 
-    private void CheckEnd(AddCowGeometry geometry)
+    private bool EndsWithTheDisk(AddCowGeometry geometry)
     {
         long set = BitmapFile.FindSetByte(file, geometry.BitmapEnd, file.Length);
         if (set < 0 && file.Length == geometry.FileLength)
-            return;
+            return true;
         _findings.Corruption("image-short", Bitmap, set < 0 ? geometry.FileLength : set,
             $"the bitmap goes on past the end of the image file at byte {geometry.DiskSize}",
             "drops what lies past the end; to keep it, restore the image file instead");
+        return false;
     }
 
     // The flag says that all is in the image file; a reader that does not know it goes by the bitmap.

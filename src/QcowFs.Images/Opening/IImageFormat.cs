@@ -92,7 +92,7 @@ internal interface IImageLayer
 
 /// <summary>What a check learns of a file that the image names.</summary>
 /// <param name="Size">The size of its disk in bytes, or null where that is not known.</param>
-/// <param name="Problem">Why it cannot be opened, in words, or null.</param>
+/// <param name="Problem">Why it cannot be opened, in words that name it, or null.</param>
 internal readonly record struct NamedDisk(long? Size, string? Problem);
 
 internal static class ImageFormats

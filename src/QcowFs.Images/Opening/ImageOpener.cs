@@ -131,7 +131,7 @@ public sealed class ImageOpener(IHostFiles files)
         }
         catch (ImageFormatException fault)
         {
-            return new NamedDisk(null, fault.Problem);
+            return new NamedDisk(null, fault.File == path ? fault.Problem : $"{Printable.Quote(reference.Name)}: {fault.Structure}: {fault.Problem}");
         }
         catch (Exception fault) when (fault is StorageException or ImageInUseException)
         {
