@@ -6,8 +6,8 @@
 // Z2. Growing: bits first, then the image file. New clusters that the backing file covers get their bit, since new bytes read as zeros and
 //     never as the backing file; so does the last one where it was cut, with its bytes copied, and synced, before. All other new bits are
 //     written as zeros, so that none is left from before (grow before clear would show stale clusters).
-// Z3. Shrinking: the image file first, then the bits past the end. The other order would show the backing file in the part that goes,
-//     should the change be interrupted.
+// Z3. Shrinking: the image file first, then the bits past the end. The other order would bring the backing file's old bytes back in the
+//     part that goes, should the change be interrupted.
 // Z4. An interrupted change ends by the disk's size as it is found: Finish clears what lies past it and then the mark.
 using QcowFs.Storage;
 
