@@ -1,5 +1,6 @@
 // add-cow images against a plain byte array: content, crashes at any instant across the three files, faults of any call.
 using QcowFs.Images;
+using QcowFs.Images.AddCow;
 using QcowFs.Images.Engine;
 using QcowFs.Native;
 using QcowFs.Storage;
@@ -25,6 +26,7 @@ public sealed class AddCowTests(ITestOutputHelper output)
         new(9, 50_000, 30_001),
         new(9, 50_001, 70_000),
         new(9, 50_001, -1),
+        new(12, 70_144, 50_003, IsInQcow2: true),
     ];
 
     // The last one has more than one page of bits.
@@ -103,6 +105,34 @@ public sealed class AddCowTests(ITestOutputHelper output)
                 "image Write", "image Sync", "overlay Write", "overlay Sync", "overlay Write", "overlay Sync", // the last cluster: bits, then the flag
                 "image Write", "image Sync"],
             disk.Calls.Where(call => call.Kind != StorageCalls.Read).Select(call => $"{call.Storage} {call.Kind}"));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Reads_and_overwrites_allocate_no_memory(bool isComplete)
+    {
+        const int size = 4 << 20;
+        MemoryStorage file = new("overlay");
+        file.Write(0, new AddCowBytes { DiskSize = size, IsAllocated = cluster => cluster % 2 == 0, CompatFeatures = isComplete ? 1UL : 0 }.Final());
+        MemoryStorage data = new("image");
+        data.Write(0, Pattern.Bytes(1, 0, size));
+        OpenOptions options = new() { Writable = true, CommitInterval = TimeSpan.Zero };
+        using IDiskImage image = AddCowImage.Open(new AddCowParts(AddCowHeaderReader.Read(file), file, data, null, options));
+        byte[] bytes = new byte[4096];
+        Random random = new(1);
+        long before = 0;
+        for (int i = 0; i < 3000; i++)
+        {
+            if (i == 1000)
+                before = GC.GetAllocatedBytesForCurrentThread();
+            image.Read(random.Next(size - bytes.Length), bytes);
+            image.Write((random.Next(size >> 17) << 17) + random.Next((1 << 16) - bytes.Length), bytes); // an even cluster
+            _ = image.QueryExtent(random.Next(size), 1 << 20);
+        }
+
+        Assert.Equal(0, GC.GetAllocatedBytesForCurrentThread() - before);
+        image.Close();
     }
 
     [Theory]
@@ -214,11 +244,12 @@ public sealed class AddCowTests(ITestOutputHelper output)
     private static long CallsOf(AddCowCase image, StorageCalls kinds, ulong seed)
     {
         SimulatedDisk disk = image.MakeDisk();
+        long made = disk.Count(kinds);
         DiskModel model = new(image.Guest);
         using CowImage opened = AddCowCase.Open(disk);
         foreach (Operation operation in Operation.Random(seed, Steps, image.Size))
             operation.Run(opened, model);
         opened.Close();
-        return disk.Count(kinds);
+        return disk.Count(kinds) - made;
     }
 }

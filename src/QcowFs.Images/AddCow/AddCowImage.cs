@@ -55,8 +55,7 @@ internal static class AddCowImage
 
         FailureLatch latch = new(options.Log);
         IStorage file = new LatchedStorage(parts.File, latch);
-        // A disk image latches by itself, and knows which of its failures pass.
-        IStorage data = parts.Data is IDiskImage ? parts.Data : new LatchedStorage(parts.Data, latch);
+        IStorage data = new LatchedStorage(parts.Data, latch);
         AddCowBitmap bitmap = new(file, new AddCowGeometry(header, size), options.CacheSize);
         AddCowCommit commit = new(file, data, bitmap, options.Log);
         AddCowBlockMap map = new(bitmap, commit, data);

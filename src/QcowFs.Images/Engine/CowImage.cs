@@ -33,7 +33,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly CowImageParts _parts;
     private readonly IBlockMap _map;
     private readonly IStorage _data;
-    private readonly IDiskImage? _dataImage; // _data where it is a disk image itself, which keeps its own latch
+    private readonly IDiskImage? _dataImage; // what is under _data where that is a disk image itself
     private readonly BackgroundFill? _fill;
     private readonly ReaderEpoch _epoch;
     private readonly RangeGate _ranges = new();
@@ -56,7 +56,7 @@ internal sealed partial class CowImage : IDiskImage
         _parts = parts;
         _map = parts.Map;
         _data = parts.Data;
-        _dataImage = parts.Data as IDiskImage;
+        _dataImage = (parts.Data is LatchedStorage latched ? latched.Inner : parts.Data) as IDiskImage;
         _backing = parts.Backing;
         _epoch = parts.Epoch;
         _log = options.Log;
@@ -158,7 +158,7 @@ internal sealed partial class CowImage : IDiskImage
             return false;
         if (_dataImage is not null)
             return _dataImage.TryGetIdentityFile(out file);
-        IStorage storage = _data is LatchedStorage latched ? latched.Inner : _data;
+        IStorage storage = _data is LatchedStorage outer ? outer.Inner : _data;
         file = storage is FileStorage hostFile && hostFile.Length == Length ? hostFile.Handle : null;
         return file is not null;
     }

@@ -10,6 +10,7 @@ internal static class DataHoles
     public static bool IsData(IStorage data, long offset, long length, out long run)
     {
         run = length;
+        data = data is LatchedStorage latched ? latched.Inner : data;
         if (data is IDiskImage image)
         {
             Extent extent = image.QueryExtent(offset, length);
@@ -17,7 +18,7 @@ internal static class DataHoles
             return extent.Kind is ExtentKind.Data or ExtentKind.Compressed;
         }
 
-        if ((data is LatchedStorage latched ? latched.Inner : data) is not IExtentSource extents)
+        if (data is not IExtentSource extents)
             return true;
         bool isData = extents.IsData(offset, out long end);
         run = end > offset ? Math.Min(length, end - offset) : length;
