@@ -82,6 +82,15 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         }
     }
 
+    /// <summary>The length of the regular file that the name leads to, where it is allowed; nothing is opened for it.</summary>
+    public long? LengthOf(string image, NamedReference reference)
+    {
+        ImageReference judged = Judge(image, reference);
+        if (!judged.IsAllowed || policy == ReferencePolicy.All || judged.Path!.Split('/').Contains(".."))
+            return null;
+        return files.TryGetLength(_root.Length == 0 ? "." : _root, Beneath(judged.Path)!);
+    }
+
     private IStorage OpenAllowed(string path, HostAccess access, bool directIo) => policy == ReferencePolicy.All
         ? files.Open(path, access, directIo)
         : files.OpenBeneath(_root.Length == 0 ? "." : _root, Beneath(path)!, access, directIo);

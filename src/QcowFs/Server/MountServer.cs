@@ -48,6 +48,11 @@ internal sealed class MountServer : IDisposable
         {
             Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.IsWritable),
         };
+        if (settings.Open.StreamRate is not null && facts.Format != "add-cow")
+        {
+            throw CommandFailure.Usage(MountSettings.Stream.Display, $"{settings.Source} is {facts.Format}, and only add-cow images are filled from their backing file",
+                "leave it out");
+        }
         IDiskImage disk = ImageOptions.Opener.Open(settings.Source, settings.Open with { Log = _log.Write });
         facts = facts with { VirtualSize = disk.Length }; // a snapshot's may be another than the image's
         _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
@@ -144,7 +149,7 @@ internal sealed class MountServer : IDisposable
         if (!isWorthIt) return receipt;
         try
         {
-            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(_source, facts.Format)) };
+            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(_source, facts.Format, _settings.Open.References)) };
         }
         catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
         {

@@ -10,6 +10,8 @@ internal sealed record MountSettings
 {
     public static readonly Option Writable = new("writable", "allow writing; otherwise no byte of any image changes") { Short = 'w' };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
+    public static readonly Option Stream = new(
+        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
     public static readonly Option Gid = new("gid", "group of the files", "N");
@@ -26,8 +28,11 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, Stream, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
     ];
+
+    // Half of what a disk of spinning rust reads; who has more gives more.
+    private const long DefaultStreamRate = 64 << 20;
 
     public required string Source { get; init; }
 
@@ -61,6 +66,8 @@ internal sealed record MountSettings
             throw CommandFailure.Usage("-o ro", "contradicts --writable", "give one of them");
         if (writable && line.Has(Snapshot))
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
+        if (!writable && line.Has(Stream))
+            throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
             throw CommandFailure.Usage(DirectIo.Display, "off is not possible with --writable", "leave it out: cached pages would go stale");
@@ -95,8 +102,18 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;
+    }
+
+    // A second of copying a cluster of the largest size is still a mount that answers.
+    private static long CheckRate(long rate)
+    {
+        const long least = 64 << 10;
+        return rate >= least
+            ? rate
+            : throw CommandFailure.Usage(Stream.Display, $"{rate} bytes a second are too few", "give at least 64k");
     }
 
     private static long CheckCacheSize(long size)

@@ -94,4 +94,34 @@ public static class Probes
     public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
 
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
+
+    public static void AddCowCrash()
+    {
+        for (ulong seed = 1; seed <= 2; seed++)
+        {
+            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 8, choices: 16, log: null);
+            new AddCowCrashRun(new AddCowCase(12, 20_001, 15_003), seed) { Fills = true, Completes = true }.EveryInstant(steps: 4, choices: 16, log: null);
+        }
+    }
+
+    public static void AddCowCrashInQcow2() =>
+        new AddCowCrashRun(new AddCowCase(12, 70_144, 50_003, IsInQcow2: true), 1).EveryInstant(steps: 10, choices: 16, log: null);
+
+    public static void AddCowModel()
+    {
+        foreach (AddCowCase image in new AddCowCase[] { new(12, 70_001, 50_003), new(12, 70_001, 200_000), new(9, 50_001, 30_001), new(12, 70_001, -1) })
+            new AddCowTests(null!).Agrees_with_bytes(image);
+    }
+
+    public static void AddCowResize()
+    {
+        AddCowResizeTests tests = new();
+        tests.Every_instant(new AddCowCase(12, 70_001, 200_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 71_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 70_001), 30_001);
+        tests.A_complete_disk_stays_complete(0);
+        tests.A_complete_disk_stays_complete(1);
+    }
+
+    public static void AddCowWriters() => new AddCowConcurrencyTests().Writers_of_one_missing_cluster_lose_nothing(16, fills: true);
 }
