@@ -36,7 +36,8 @@ internal interface IImageBlueprint
 /// <summary>One image file whose description was understood, not yet an open disk.</summary>
 internal interface IImageLayer
 {
-    /// <summary>The names of other files that the image needs.</summary>
+    /// <summary>The names of other files that the image needs. Several of kind <see cref="ReferenceKind.Backing"/> are names for one
+    /// file, in the order in which they are to be tried.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
     /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
@@ -45,6 +46,13 @@ internal interface IImageLayer
 
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
+
+    /// <summary>Throws <see cref="ImageFormatException"/> where the image that a name led to is not the one that this image was made
+    /// over. A format that keeps no record of it takes any.</summary>
+    void RequireBacking(IImageLayer backing, string name)
+    {
+        // Any will do.
+    }
 
     /// <summary>Makes the disk image, which owns the file and both parameters from then on, also when this throws.</summary>
     IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options);
