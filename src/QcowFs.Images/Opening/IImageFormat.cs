@@ -1,6 +1,7 @@
 // What the opener asks of a format, and the one list of formats there are.
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Raw;
+using QcowFs.Images.Vhdx;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -80,7 +81,7 @@ internal static class ImageFormats
     private const int LongestMagic = 512;
 
     /// <summary>Every format, in the order of probing.</summary>
-    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new RawFormat()];
+    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new VhdxFormat(), new RawFormat()];
 
     /// <summary>The format of that name, or null.</summary>
     public static IImageFormat? Find(string name) => All.FirstOrDefault(f => f.Name == name);
