@@ -59,7 +59,7 @@ public sealed class MountSettingsTests
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
-    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2", "-f", "vmdk")]
+    [InlineData("--format: \"vmdk\" is not one of its values; use qcow2, raw, vhdx", "-f", "vmdk")]
     [InlineData("--allow-references: \"some\" is not one of its values; use none, dir, all", "--allow-references=some")]
     [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
     [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]

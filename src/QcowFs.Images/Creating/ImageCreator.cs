@@ -33,7 +33,7 @@ public sealed class ImageCreator(IHostFiles files)
             Size = options.TakeSize("size", request.Size),
         };
         if (request.BackingName is not null)
-            request = WithBacking(request, request.BackingName);
+            request = WithBacking(request, request.BackingName, options);
         else if (request.BackingFormat is not null)
             throw new ImageOptionException("--backing-format", "there is no backing file");
         return request.Size >= 0 ? request : throw new ImageOptionException("SIZE", "state the size of the disk");
@@ -41,7 +41,7 @@ public sealed class ImageCreator(IHostFiles files)
 
     // The user named this file, so the gate for names inside images has no say. It is looked at so that the image states a true
     // format, and never raw by guess: the next to open it would serve another's container, or a guest's forgery, as a disk.
-    private ImageRequest WithBacking(ImageRequest request, string name)
+    private ImageRequest WithBacking(ImageRequest request, string name, CreateOptions options)
     {
         string path = ReferenceGate.Resolve(request.Path, name)
             ?? throw new ImageOptionException("--backing", $"{Printable.Quote(name)} is not the name of a local file");
@@ -50,6 +50,7 @@ public sealed class ImageCreator(IHostFiles files)
         if (format is null)
             throw new ImageOptionException("--backing-format", "the backing file has no known magic number; state its format, raw perhaps");
         IImageLayer layer = ImageChain.ReadSource(file, format);
+        options.Backing = layer;
         long size = request.Size >= 0 ? request.Size : layer.Describe().VirtualSize ?? SizeOfDisk(path, format);
         return request with { BackingFormat = format, Size = size };
     }

@@ -2,6 +2,7 @@
 using QcowFs.Images.AddCow;
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Raw;
+using QcowFs.Images.Vhdx;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -43,7 +44,8 @@ internal interface IImageBlueprint
 /// <summary>One image file whose description was understood, not yet an open disk.</summary>
 internal interface IImageLayer
 {
-    /// <summary>The names of other files that the image needs.</summary>
+    /// <summary>The names of other files that the image needs. Several of kind <see cref="ReferenceKind.Backing"/> are names for one
+    /// file, in the order in which they are to be tried.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
     /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
@@ -55,6 +57,13 @@ internal interface IImageLayer
 
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
+
+    /// <summary>Throws <see cref="ImageFormatException"/> where the image that a name led to is not the one that this image was made
+    /// over. A format that keeps no record of it takes any.</summary>
+    void RequireBacking(IImageLayer backing, string name)
+    {
+        // Any will do.
+    }
 
     /// <summary>Makes the disk image, which owns the file and both parameters from then on, also when this throws.</summary>
     /// <param name="dataFile">The data file that the image names: as it is where it is raw, else as an open disk image.</param>
@@ -103,7 +112,7 @@ internal static class ImageFormats
     private const int LongestMagic = 512;
 
     /// <summary>Every format, in the order of probing.</summary>
-    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new AddCowFormat(), new RawFormat()];
+    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new AddCowFormat(), new VhdxFormat(), new RawFormat()];
 
     /// <summary>The format of that name, or null.</summary>
     public static IImageFormat? Find(string name) => All.FirstOrDefault(f => f.Name == name);

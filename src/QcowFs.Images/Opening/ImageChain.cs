@@ -220,8 +220,8 @@ internal sealed class ImageChain : IDisposable
     private bool AddBacking()
     {
         Link above = _links[^1];
-        NamedReference reference = above.Layer.References.FirstOrDefault(r => r.Kind == ReferenceKind.Backing);
-        if (reference.Name is null)
+        List<NamedReference> names = [.. above.Layer.References.Where(r => r.Kind == ReferenceKind.Backing)];
+        if (names.Count == 0)
             return false;
         if (Root.Count >= MaxDepth)
         {
@@ -229,12 +229,33 @@ internal sealed class ImageChain : IDisposable
                 $"the chain has more than {MaxDepth} images", "shorten it with qemu-img rebase or qemu-img commit");
         }
 
-        Link link = new(OpenNamed(above, reference, writable: false));
+        Link link = new(OpenFirst(above, names, out NamedReference reference));
         _links.Add(link);
         link.Layer = ReadNamed(link.File, above.File.Name, reference);
         link.Layer.RequireOpenable(writable: false);
+        above.Layer.RequireBacking(link.Layer, reference.HostName ?? reference.Name);
         OpenDataFile(link, writable: false);
         return true;
+    }
+
+    /// <summary>Opens the first of several names that leads to a file. Where none does, the first one's fault says why.</summary>
+    private IStorage OpenFirst(Link above, List<NamedReference> names, out NamedReference reference)
+    {
+        ImageFormatException? refused = null;
+        foreach (NamedReference name in names)
+        {
+            try
+            {
+                reference = name;
+                return OpenNamed(above, name, writable: false);
+            }
+            catch (ImageFormatException fault)
+            {
+                refused ??= fault;
+            }
+        }
+
+        throw refused!;
     }
 
     private void OpenDataFile(Link link, bool writable)

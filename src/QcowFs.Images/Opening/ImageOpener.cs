@@ -153,11 +153,12 @@ public sealed class ImageOpener(IHostFiles files)
             step = step with { Layer = ImageChain.ReadSource(file, format) };
             seen.Add(ImageChain.Identity(file));
             yield return step;
-            while (step.Backing is { Name: not null } reference)
+            while (step.Layer is not null && step.BackingNames is { Count: > 0 } names)
             {
                 string image = step.File!.Name;
+                IImageLayer above = step.Layer;
                 step.File.Dispose();
-                step = Follow(gate, image, reference, seen);
+                step = FollowFirst(gate, image, above, names, seen);
                 yield return step;
             }
         }
@@ -167,7 +168,22 @@ public sealed class ImageOpener(IHostFiles files)
         }
     }
 
-    private static ChainStep Follow(ReferenceGate gate, string image, NamedReference reference, HashSet<string> seen)
+    // Of several names for one file the first that leads to one; where none does, what is wrong with the first.
+    private static ChainStep FollowFirst(ReferenceGate gate, string image, IImageLayer above, List<NamedReference> names, HashSet<string> seen)
+    {
+        ChainStep? refused = null;
+        foreach (NamedReference name in names)
+        {
+            ChainStep step = Follow(gate, image, above, name, seen);
+            if (step.Layer is not null || step.WasOpened)
+                return step;
+            refused ??= step;
+        }
+
+        return refused!;
+    }
+
+    private static ChainStep Follow(ReferenceGate gate, string image, IImageLayer above, NamedReference reference, HashSet<string> seen)
     {
         ImageReference judged = gate.Inspect(image, reference, out IStorage? file);
         if (file is null)
@@ -177,14 +193,20 @@ public sealed class ImageOpener(IHostFiles files)
             string? problem = !seen.Add(ImageChain.Identity(file)) ? "it is already part of the chain, which would never end"
                 : seen.Count > MaxChainDepth ? $"the chain has more than {MaxChainDepth} images" : null;
             if (problem is null)
-                return new ChainStep(file, ImageChain.ReadNamed(file, image, reference), judged);
+            {
+                IImageLayer layer = ImageChain.ReadNamed(file, image, reference);
+                if (reference.Kind == ReferenceKind.Backing)
+                    above.RequireBacking(layer, reference.HostName ?? reference.Name);
+                return new ChainStep(file, layer, judged);
+            }
+
             file.Dispose();
-            return new ChainStep(null, null, judged with { Problem = problem });
+            return new ChainStep(null, null, judged with { Problem = problem }) { WasOpened = true };
         }
         catch (ImageFormatException bad)
         {
             file.Dispose();
-            return new ChainStep(null, null, judged with { Problem = bad.Problem });
+            return new ChainStep(null, null, judged with { Problem = bad.Problem }) { WasOpened = true };
         }
         catch
         {
@@ -210,6 +232,9 @@ public sealed class ImageOpener(IHostFiles files)
     /// <param name="Reference">The name that led here, or null for the image that the user named.</param>
     private sealed record ChainStep(IStorage? File, IImageLayer? Layer, ImageReference? Reference)
     {
-        public NamedReference? Backing => Layer?.References.FirstOrDefault(r => r.Kind == ReferenceKind.Backing);
+        public List<NamedReference> BackingNames => [.. Layer!.References.Where(r => r.Kind == ReferenceKind.Backing)];
+
+        /// <summary>The name led to a file, whatever is wrong with it.</summary>
+        public bool WasOpened { get; init; }
     }
 }

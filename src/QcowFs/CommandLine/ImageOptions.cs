@@ -6,8 +6,11 @@ namespace QcowFs.CommandLine;
 /// <summary>Format, references and JSON; and the door to images.</summary>
 internal static class ImageOptions
 {
-    /// <summary>The formats, for people.</summary>
-    public static string FormatList => string.Join(", ", ImageOpener.FormatNames);
+    /// <summary>The names of all formats.</summary>
+    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.Order(StringComparer.Ordinal)];
+
+    /// <summary>The same for people.</summary>
+    public static string FormatList => string.Join(", ", FormatNames);
 
     public static readonly Option Format = new("format", $"state the format: {FormatList}; raw is never guessed", "FMT") { Short = 'f' };
 
@@ -20,7 +23,7 @@ internal static class ImageOptions
     public static ImageOpener Opener { get; } = new(HostFileSystem.Instance);
 
     /// <summary>The stated format, or null.</summary>
-    public static string? FormatOf(ParsedLine line) => line.Choice(Format, [.. ImageOpener.FormatNames]);
+    public static string? FormatOf(ParsedLine line) => line.Choice(Format, FormatNames);
 
     /// <summary>The stated policy, or the usual one.</summary>
     public static ReferencePolicy ReferencesOf(ParsedLine line) => line.Choice(References, "none", "dir", "all") switch

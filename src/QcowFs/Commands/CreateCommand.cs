@@ -18,15 +18,16 @@ internal static class CreateCommand
         Notes =
             """
             qcow2 options: compat, cluster_size, refcount_bits, extended_l2, compression_type, lazy_refcounts,
-            preallocation, data_file, data_file_raw, as for qemu-img create. add-cow options: image_file, the file that
-            holds the data, seen from the image's directory, made if it is not there; image_fmt, its format (raw);
-            cluster_size. Without SIZE the backing file's is taken.
+            preallocation, data_file, data_file_raw, as for qemu-img create. vhdx options: subformat (dynamic, fixed),
+            block_size, log_size, block_state_zero, and logical_sector_size (512, 4096). add-cow options: image_file, the
+            file that holds the data, seen from the image's directory, made if it is not there; image_fmt, its format
+            (raw); cluster_size. Without SIZE the backing file's is taken.
             """,
     };
 
     private static int Run(ParsedLine line)
     {
-        string format = line.Choice(Format, [.. ImageOpener.FormatNames])
+        string format = line.Choice(Format, ImageOptions.FormatNames)
             ?? throw CommandFailure.Usage(Format.Display, "missing", $"state one of {ImageOptions.FormatList}");
         ImageRequest request = new()
         {
@@ -34,7 +35,7 @@ internal static class CreateCommand
             Format = format,
             Size = SizeOf(line),
             BackingName = line.Value(Backing),
-            BackingFormat = line.Choice(BackingFormat, [.. ImageOpener.FormatNames]),
+            BackingFormat = line.Choice(BackingFormat, ImageOptions.FormatNames),
             Options = Split(line.Value(Options) ?? ""),
         };
         new ImageCreator(HostFileSystem.Instance).Create(request);

@@ -69,5 +69,5 @@ internal static class InfoCommand
         _ => value.ToString() ?? "",
     };
 
-    private static void Line(string name, string value) => Console.Out.WriteLine($"{name + ": ",-18}{Output.Safe(value)}");
+    private static void Line(string name, string value) => Console.Out.WriteLine($"{name + ":",-17} {Output.Safe(value)}");
 }
