@@ -27,7 +27,13 @@ internal sealed class ImageChain : IDisposable
 
     /// <summary>Opens all files of the chain. Faults: <see cref="ImageFormatException"/>, <see cref="ImageInUseException"/>,
     /// <see cref="StorageException"/>.</summary>
-    public static ImageChain Walk(IHostFiles files, string path, OpenOptions options)
+    public static ImageChain Walk(IHostFiles files, string path, OpenOptions options) => Walk(files, path, options, writesBacking: false);
+
+    /// <summary>The same for a commit: the image that the user named and the one below it are open for writing.</summary>
+    public static ImageChain WalkToCommit(IHostFiles files, string path, OpenOptions options) =>
+        Walk(files, path, options with { Writable = true }, writesBacking: true);
+
+    private static ImageChain Walk(IHostFiles files, string path, OpenOptions options, bool writesBacking)
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
@@ -37,10 +43,7 @@ internal sealed class ImageChain : IDisposable
             HostAccess access = !options.Lock && !options.Writable ? HostAccess.Inspect
                 : options.Writable ? HostAccess.Write : HostAccess.Read;
             chain.AddSource(files.Open(path, access, options.DirectIo));
-            while (chain.AddBacking())
-            {
-            }
-
+            chain.WalkBacking(writesBacking);
             return chain;
         }
         catch
@@ -76,22 +79,64 @@ internal sealed class ImageChain : IDisposable
             $"its format is stated as {Printable.Quote(reference.Format)}, which cannot be opened", "convert it with qemu-img convert");
     }
 
+    /// <summary>Opens what the last image that is open names, and so on to the end of the chain.</summary>
+    /// <param name="writable">Whether the image below the one that the user named is to be written.</param>
+    public void WalkBacking(bool writable)
+    {
+        while (AddBacking(writable && _links.Count == 1))
+        {
+        }
+    }
+
     /// <summary>Makes the disk images and gives the top one, which owns all others.</summary>
-    public IDiskImage Open() => Present(_options.Writable);
+    public IDiskImage Open() => Present(0, _options.Writable);
 
-    // What is left when the top was taken is all backing.
-    private IDiskImage OpenRest() => Present(writable: false);
+    /// <summary>Makes disk images of all but the top image and gives their top one, which owns them. The chain keeps the top image;
+    /// <see cref="WalkBacking"/> opens the others anew.</summary>
+    public IDiskImage OpenBacking(bool writable) => Present(1, writable);
 
-    private IDiskImage Present(bool writable)
+    /// <summary>Size of the disk of the image that the user named, or of its snapshot that is opened.</summary>
+    public long DiskSize => SourceLayer.Describe().VirtualSize;
+
+    /// <summary>Format of the image that the user named.</summary>
+    public string Format => SourceLayer.Describe().Format;
+
+    /// <summary>Whether the image that the user named lies over another.</summary>
+    public bool HasBacking => _links.Count > 1;
+
+    /// <summary>The image below the one that the user named.</summary>
+    public IImageLayer BackingLayer => _links[1].Layer;
+
+    /// <summary>The files of all images but the first <paramref name="skip"/>, from the top down.</summary>
+    public IEnumerable<IStorage> Files(int skip)
+    {
+        foreach (Link link in _links.Skip(skip))
+        {
+            yield return link.File;
+            if (link.DataFile is not null)
+                yield return link.DataFile;
+        }
+    }
+
+    /// <summary>The top image's disk for reading, without what lies below it; the files stay the chain's.</summary>
+    public IDiskImage OpenSourceAlone()
+    {
+        Link top = _links[0];
+        return ReadSource(new BorrowedStorage(top.File), _options.Format)
+            .Open(top.DataFile is null ? null : new BorrowedStorage(top.DataFile), backing: null, _options with { Writable = false });
+    }
+
+    // Disks of all links but the first few, which stay.
+    private IDiskImage Present(int kept, bool writable)
     {
         long cacheSize = Math.Max(_options.CacheSize / _links.Count, Math.Min(MinCacheSize, _options.CacheSize));
         IDiskImage? disk = null;
-        while (_links.Count > 0)
+        while (_links.Count > kept)
         {
             Link link = _links[^1];
             _links.RemoveAt(_links.Count - 1);
-            bool top = _links.Count == 0;
-            // G4: only the image that the user named is ever writable.
+            bool top = _links.Count == kept;
+            // G4: only the image that the user named is ever writable, and the one below it in a commit.
             disk = link.Layer.Open(link.DataFile, disk, _options with { Writable = writable && top, CacheSize = cacheSize });
         }
 
@@ -105,18 +150,25 @@ internal sealed class ImageChain : IDisposable
     public IImageLayer SourceLayer => _links[0].Layer;
 
     /// <summary>Gives the top image's disk another size.</summary>
-    public void Resize(long size)
+    public void Resize(long size) => Resize(0, size);
+
+    /// <summary>Gives the disk below the top image another size. The chain keeps the top image; <see cref="WalkBacking"/> opens the
+    /// others anew.</summary>
+    public void ResizeBacking(long size) => Resize(1, size);
+
+    private void Resize(int index, long size)
     {
-        Link top = _links[0];
-        _links.RemoveAt(0);
+        Link link = _links[index];
+        _links.RemoveAt(index);
         try
         {
-            top.Layer.Resize(size, _links.Count > 0 ? OpenRest() : null);
+            // What is left below is all backing.
+            link.Layer.Resize(size, _links.Count > index ? Present(index, writable: false) : null);
         }
         finally
         {
-            top.File.Dispose();
-            top.DataFile?.Dispose();
+            link.File.Dispose();
+            link.DataFile?.Dispose();
         }
     }
 
@@ -146,7 +198,7 @@ internal sealed class ImageChain : IDisposable
         OpenDataFile(link, _options.Writable);
     }
 
-    private bool AddBacking()
+    private bool AddBacking(bool writable)
     {
         Link above = _links[^1];
         NamedReference reference = above.Layer.References.FirstOrDefault(r => r.Kind == ReferenceKind.Backing);
@@ -158,11 +210,11 @@ internal sealed class ImageChain : IDisposable
                 $"the chain has more than {MaxDepth} images", "shorten it with qemu-img rebase or qemu-img commit");
         }
 
-        Link link = new(OpenNamed(above, reference, writable: false));
+        Link link = new(OpenNamed(above, reference, writable));
         _links.Add(link);
         link.Layer = ReadBacking(link.File, above.File.Name, reference);
-        link.Layer.RequireOpenable(writable: false);
-        OpenDataFile(link, writable: false);
+        link.Layer.RequireOpenable(writable);
+        OpenDataFile(link, writable);
         return true;
     }
 

@@ -158,7 +158,7 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Crash)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing];
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. OverlayMutations.All];
 
     [Theory]
     [MemberData(nameof(Mutations))]

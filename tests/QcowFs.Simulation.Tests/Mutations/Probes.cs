@@ -57,4 +57,8 @@ public static class Probes
     public static void EarlySync() => new ConcurrencyTests().A_sync_waits_for_the_commit_that_carries_its_data();
 
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
+
+    public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
+
+    public static void CommitOfMovedExtension() => new OverlayCommitTests().Every_instant("cluster_size=4096 moved", "cluster_size=512", 40_448, 40_448);
 }
