@@ -37,6 +37,10 @@ public sealed record OpenOptions
     /// <summary>Whether the host files are locked as QEMU does. `info` and `inspect` do not lock.</summary>
     public bool Lock { get; init; } = true;
 
+    /// <summary>Whole blocks that are written where the image has none yet are stored compressed, in the image's own way, unless that
+    /// makes them no smaller. Refused for images that cannot hold compressed blocks.</summary>
+    public bool Compress { get; init; }
+
     /// <summary>The clock; replaced in tests.</summary>
     public TimeProvider Time { get; init; } = TimeProvider.System;
 

@@ -42,6 +42,18 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
         }
     }
 
+    /// <summary>The operations of a run on a kind of image: where it compresses, what is written can be compressed.</summary>
+    public static IEnumerable<Operation> Random(ulong seed, int count, Geometry geometry, int first = 0)
+    {
+        foreach (Operation operation in Random(seed, count, geometry.Size - first, first))
+        {
+            // Some stays random: what does not shrink is stored as it is.
+            for (int i = 0; geometry.Compress && operation.Offset / 512 % 5 != 0 && i < operation.Bytes.Length; i++)
+                operation.Bytes[i] &= 3;
+            yield return operation;
+        }
+    }
+
     private bool ChangesBytes => Kind is OperationKind.Write or OperationKind.Discard or OperationKind.WriteZeroes;
 
     /// <summary>Does it, the model first, so that a crash in the middle finds both values allowed.</summary>

@@ -14,9 +14,10 @@ namespace QcowFs.Simulation.Tests;
 /// <param name="Options">qemu-img's creation options.</param>
 /// <param name="Size">Virtual size in bytes.</param>
 /// <param name="Content">How the image is filled before the simulation begins.</param>
-public sealed record Geometry(string Options, int Size, InitialContent Content = InitialContent.Empty)
+/// <param name="Compress">Whether the engine compresses what it writes.</param>
+public sealed record Geometry(string Options, int Size, InitialContent Content = InitialContent.Empty, bool Compress = false)
 {
-    public override string ToString() => $"{Options} size={Size} {Content}";
+    public override string ToString() => $"{Options} size={Size} {Content}{(Compress ? " compressing" : "")}";
 }
 
 /// <summary>What an image holds when the simulation begins.</summary>
@@ -36,7 +37,7 @@ public enum InitialContent
 }
 
 /// <summary>An image as bytes, with what it reads as.</summary>
-internal sealed record PreparedImage(byte[] File, byte[]? Data, byte[]? Backing, byte[] Guest);
+internal sealed record PreparedImage(byte[] File, byte[]? Data, byte[]? Backing, byte[] Guest, bool Compress = false);
 
 internal static class SimulatedImages
 {
@@ -61,7 +62,7 @@ internal static class SimulatedImages
         SimulatedStorage file = disk.Open("image", readOnly: !writable);
         IStorage? data = image.Data is null ? null : disk.Open("data", readOnly: !writable);
         IDiskImage? backing = image.Backing is null ? null : OpenBacking(image.Backing);
-        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log };
+        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log, Compress = image.Compress };
         return (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
     }
 
@@ -186,6 +187,6 @@ internal static class SimulatedImages
         }
 
         string dataPath = Path.Combine(folder, "data");
-        return new PreparedImage(File.ReadAllBytes(path), File.Exists(dataPath) ? File.ReadAllBytes(dataPath) : null, backing, guest);
+        return new PreparedImage(File.ReadAllBytes(path), File.Exists(dataPath) ? File.ReadAllBytes(dataPath) : null, backing, guest, geometry.Compress);
     }
 }

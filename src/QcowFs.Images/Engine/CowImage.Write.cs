@@ -59,6 +59,14 @@ internal sealed partial class CowImage
 
     private void WriteStep(long offset, ReadOnlySpan<byte> source)
     {
+        if (_compressing is not null)
+            WriteCompressing(_compressing, offset, source);
+        else
+            WritePlain(offset, source);
+    }
+
+    private void WritePlain(long offset, ReadOnlySpan<byte> source)
+    {
         if (!TryWriteInPlace(offset, source))
             Allocating(offset, source.Length, source, static (image, at, bytes) => image.WriteExclusive(at, bytes));
     }

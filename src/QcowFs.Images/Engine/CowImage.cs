@@ -32,6 +32,7 @@ internal sealed partial class CowImage : IDiskImage
 {
     private readonly CowImageParts _parts;
     private readonly IBlockMap _map;
+    private readonly ICompressingMap? _compressing;
     private readonly IStorage _data;
     private readonly IDiskImage? _backing;
     private readonly ReaderEpoch _epoch;
@@ -53,6 +54,7 @@ internal sealed partial class CowImage : IDiskImage
     {
         _parts = parts;
         _map = parts.Map;
+        _compressing = options is { Compress: true, Writable: true } ? parts.Map as ICompressingMap : null;
         _data = parts.Data;
         _backing = parts.Backing;
         _epoch = parts.Epoch;

@@ -43,6 +43,9 @@ internal interface IImageLayer
     /// Faults: <see cref="ImageFormatException"/>.</summary>
     IImageLayer AtSnapshot(string name);
 
+    /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
+    string? WhyNotCompressed => "the format has no compressed blocks";
+
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 

@@ -195,6 +195,8 @@ internal sealed class ImageChain : IDisposable
         if (_options.Snapshot is not null)
             link.Layer = link.Layer.AtSnapshot(_options.Snapshot);
         link.Layer.RequireOpenable(_options.Writable);
+        if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
+            throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");
         OpenDataFile(link, _options.Writable);
     }
 

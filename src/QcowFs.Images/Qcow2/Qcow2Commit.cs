@@ -42,9 +42,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
     /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
     public bool Run(Func<bool> takeDataDirty)
     {
-        Frozen frozen;
-        lock (_cache.Gate)
-            frozen = Freeze();
+        Frozen frozen = state.CompressedSpace?.WithoutStreams(Freeze) ?? Freeze();
         bool hasMetadata = frozen.HasMetadata;
         bool written = false;
         try
@@ -81,6 +79,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     {
         lock (_useLock)
         {
+            lock (_cache.Gate)
+                state.CompressedSpace?.Release();
             long end = state.Allocator!.UsedEnd() << _clusterBits;
             if (state.File.Length > end)
             {
@@ -97,18 +97,21 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
     private Frozen Freeze()
     {
-        ResidentTable counts = state.Refcounts.Table;
-        Frozen frozen = new()
+        lock (_cache.Gate)
         {
-            Pages = _cache.Freeze(),
-            CountTable = counts,
-            CountPieces = counts.Freeze(),
-            L1Pieces = state.L1.Freeze(),
-            Removals = state.FreezeRemovals(),
-            FileDirty = state.FileDirty,
-        };
-        state.FileDirty = false;
-        return frozen;
+            ResidentTable counts = state.Refcounts.Table;
+            Frozen frozen = new()
+            {
+                Pages = _cache.Freeze(),
+                CountTable = counts,
+                CountPieces = counts.Freeze(),
+                L1Pieces = state.L1.Freeze(),
+                Removals = state.FreezeRemovals(),
+                FileDirty = state.FileDirty,
+            };
+            state.FileDirty = false;
+            return frozen;
+        }
     }
 
     private void Thaw(Frozen frozen, bool written)
@@ -298,7 +301,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
                 else if (count > 1)
                     continue;
-                else if (found.Count > 0 && found[^1].End == cluster)
+                state.CompressedSpace?.Leave(cluster);
+                if (found.Count > 0 && found[^1].End == cluster)
                     found[^1] = found[^1] with { Count = found[^1].Count + 1 };
                 else
                     found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));

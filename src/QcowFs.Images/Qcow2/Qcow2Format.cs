@@ -22,6 +22,8 @@ internal sealed class Qcow2Format : IImageFormat
 
         public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
 
+        public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
+
         public void RequireOpenable(bool writable) => Qcow2OpenRules.Require(header, file, writable);
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>

@@ -63,6 +63,9 @@ internal sealed class Qcow2State
     /// <summary>Null where the image is read-only.</summary>
     public HostAllocator? Allocator { get; init; }
 
+    /// <summary>Where compressed clusters are put; null where none are written.</summary>
+    public CompressedSpace? CompressedSpace { get; set; }
+
     /// <summary>Clusters that the file has, the last one possibly in part.</summary>
     public long FileClusters => Allocator?.Tail ?? FileClustersAtOpen;
 

@@ -158,7 +158,47 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Crash)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. OverlayMutations.All];
+    private static readonly Mutation[] Compression =
+    [
+        new Mutation(
+            "K1 a stream begins in a committed sector",
+            "Qcow2/CompressedSpace.cs",
+            "_next = (_next + SectorSize - 1) & -SectorSize;",
+            "",
+            nameof(Probes.CommittedSector)),
+        new Mutation(
+            "K1 a commit freezes while a stream is under way",
+            Commit,
+            "state.CompressedSpace?.WithoutStreams(Freeze) ?? Freeze()",
+            "Freeze()",
+            nameof(Probes.StreamUnderWay)),
+        new Mutation(
+            "K2 a stream counts in its first host cluster only",
+            "Qcow2/CompressedSpace.cs",
+            "for (int i = 0; i < count; i++)",
+            "for (int i = 0; i < 1; i++)",
+            nameof(Probes.ModelOfCompressing)),
+        new Mutation(
+            "K2 an abandoned stream stays counted",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "RemoveStream(reservation.Host, reservation.Host + reservation.Length);",
+            "_ = reservation.Host;",
+            nameof(Probes.FullHostOfCompressing)),
+        new Mutation(
+            "K3 a cluster that is being given up takes another stream",
+            Commit,
+            "state.CompressedSpace?.Leave(cluster);",
+            "",
+            nameof(Probes.GivenUpCluster)),
+        new Mutation(
+            "K4 streams share a cluster beyond the ceiling of its count",
+            "Qcow2/CompressedSpace.cs",
+            "_inCluster >= state.Refcounts.Max",
+            "_inCluster > state.Refcounts.Max",
+            nameof(Probes.Ceiling)),
+    ];
+
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. OverlayMutations.All];
 
     [Theory]
     [MemberData(nameof(Mutations))]

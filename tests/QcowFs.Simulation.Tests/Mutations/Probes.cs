@@ -56,6 +56,18 @@ public static class Probes
 
     public static void EarlySync() => new ConcurrencyTests().A_sync_waits_for_the_commit_that_carries_its_data();
 
+    public static void CommittedSector() => new CompressionTests().No_write_touches_a_sector_of_a_committed_stream();
+
+    public static void StreamUnderWay() => new CompressionTests().A_commit_waits_for_a_stream_under_way();
+
+    public static void GivenUpCluster() => new CompressionTests().A_cluster_that_is_given_up_takes_no_more_streams();
+
+    public static void Ceiling() => new CompressionTests().Streams_share_a_host_cluster_up_to_the_ceiling_of_its_count(2, 22);
+
+    public static void ModelOfCompressing() => new ModelTests().Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Compressed, Compress: true));
+
+    public static void FullHostOfCompressing() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=2048", 100_352, Compress: true));
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 
     public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
