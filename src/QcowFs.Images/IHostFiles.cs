@@ -38,4 +38,13 @@ public interface IHostFiles
 
     /// <summary>Removes a file that <see cref="HostAccess.Create"/> made and that could not be completed.</summary>
     void Delete(string path);
+
+    /// <summary>Makes a file without a name, locked by nobody, which is gone when it is closed.</summary>
+    /// <param name="beside">The image beside which it lies, if its directory can be written.</param>
+    /// <param name="name">What error messages call it.</param>
+    /// <param name="directIo">Whether transfers bypass the host's page cache.</param>
+    IStorage CreateUnnamed(string beside, string name, bool directIo) => throw new StorageException(Native.Errno.EOPNOTSUPP, "create", name);
+
+    /// <summary>Whether two paths lead to the same file. Opens neither.</summary>
+    bool IsSameFile(string first, string second) => first == second;
 }

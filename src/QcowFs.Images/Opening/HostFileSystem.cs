@@ -35,6 +35,13 @@ public sealed class HostFileSystem : IHostFiles
     /// <inheritdoc/>
     public void Delete(string path) => HostFiles.Delete(path);
 
+    /// <inheritdoc/>
+    public IStorage CreateUnnamed(string beside, string name, bool directIo) =>
+        HostFiles.CreateUnnamed(Path.GetDirectoryName(Path.GetFullPath(beside)) ?? "/", name, directIo);
+
+    /// <inheritdoc/>
+    public bool IsSameFile(string first, string second) => HostFiles.AreSame(first, second);
+
     private static StorageAccess Access(HostAccess access) => access switch
     {
         HostAccess.Write => StorageAccess.Write,

@@ -32,7 +32,13 @@ internal sealed class ImageChain : IDisposable
 
     /// <summary>Opens all files of the chain. Faults: <see cref="ImageFormatException"/>, <see cref="ImageInUseException"/>,
     /// <see cref="StorageException"/>.</summary>
-    public static ImageChain Walk(IHostFiles files, string path, OpenOptions options)
+    public static ImageChain Walk(IHostFiles files, string path, OpenOptions options) => Walk(files, path, options, writesBacking: false);
+
+    /// <summary>The same for a commit: the image that the user named and the one below it are open for writing.</summary>
+    public static ImageChain WalkToCommit(IHostFiles files, string path, OpenOptions options) =>
+        Walk(files, path, options with { Writable = true }, writesBacking: true);
+
+    private static ImageChain Walk(IHostFiles files, string path, OpenOptions options, bool writesBacking)
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
@@ -42,10 +48,7 @@ internal sealed class ImageChain : IDisposable
             HostAccess access = !options.Lock && !options.Writable ? HostAccess.Inspect
                 : options.Writable ? HostAccess.Write : HostAccess.Read;
             chain.AddSource(files.Open(path, access, options.DirectIo));
-            while (chain.AddBacking())
-            {
-            }
-
+            chain.WalkBacking(writesBacking);
             return chain;
         }
         catch
@@ -81,24 +84,71 @@ internal sealed class ImageChain : IDisposable
             $"its format is stated as {Printable.Quote(reference.Format)}, which cannot be opened", "convert it with qemu-img convert");
     }
 
-    /// <summary>Makes the disk images and gives the top one, which owns all others.</summary>
-    public IDiskImage Open() => Present(_options.Writable, CacheShare);
+    /// <summary>Opens what the last image that is open names, and so on to the end of the chain.</summary>
+    /// <param name="writable">Whether the image below the one that the user named is to be written.</param>
+    public void WalkBacking(bool writable)
+    {
+        while (AddBacking(writable && _links.Count == 1))
+        {
+        }
+    }
 
-    // What is left when the top was taken is all backing.
-    private IDiskImage OpenRest() => Present(writable: false, CacheShare);
+    /// <summary>Makes the disk images and gives the top one, which owns all others.</summary>
+    public IDiskImage Open() => Present(0, _options.Writable, CacheShare);
+
+    /// <summary>Makes disk images of all but the top image and gives their top one, which owns them. The chain keeps the top image;
+    /// <see cref="WalkBacking"/> opens the others anew.</summary>
+    public IDiskImage OpenBacking(bool writable) => Present(1, writable, CacheShare);
+
+    /// <summary>Size of the disk of the image that the user named, or of its snapshot that is opened.</summary>
+    public long DiskSize => SizeOf(_links[0]);
+
+    /// <summary>Size of the disk below it.</summary>
+    public long BackingSize => SizeOf(_links[1]);
+
+    /// <summary>Format of the image that the user named.</summary>
+    public string Format => SourceLayer.Describe().Format;
+
+    /// <summary>Whether the image that the user named lies over another.</summary>
+    public bool HasBacking => _links.Count > 1;
+
+    /// <summary>The image below the one that the user named.</summary>
+    public IImageLayer BackingLayer => _links[1].Layer;
+
+    /// <summary>The files of all images but the first <paramref name="skip"/>, from the top down.</summary>
+    public IEnumerable<IStorage> Files(int skip)
+    {
+        foreach (Link link in _links.Skip(skip))
+        {
+            yield return link.File;
+            if (link.DataFile is not null)
+                yield return link.DataFile;
+            foreach (IStorage file in link.DataChain?.Files(0) ?? [])
+                yield return file;
+        }
+    }
+
+    /// <summary>The top image's disk for reading, without what lies below it; the files stay the chain's.</summary>
+    public IDiskImage OpenSourceAlone()
+    {
+        Link top = _links[0];
+        return ReadSource(new BorrowedStorage(top.File), _options.Format)
+            .Open(top.DataFile is null ? null : new BorrowedStorage(top.DataFile), backing: null, _options with { Writable = false });
+    }
 
     // Of each image's metadata cache.
     private long CacheShare => Math.Max(_options.CacheSize / Math.Max(Count, 1), Math.Min(MinCacheSize, _options.CacheSize));
 
-    private IDiskImage Present(bool writable, long cacheSize)
+    // Disks of all links but the first few, which stay.
+    private IDiskImage Present(int kept, bool writable, long cacheSize)
     {
         IDiskImage? disk = null;
-        while (_links.Count > 0)
+        while (_links.Count > kept)
         {
             Link link = _links[^1];
             _links.RemoveAt(_links.Count - 1);
-            bool top = _links.Count == 0;
-            // G4: only the image that the user named is ever writable, and what it keeps its data in.
+            bool top = _links.Count == kept;
+            // G4: only the image that the user named is ever writable, and the one below it in a commit; and what it keeps its data in.
             OpenOptions options = _options with
             {
                 Writable = writable && top,
@@ -119,7 +169,7 @@ internal sealed class ImageChain : IDisposable
             return link.DataFile;
         try
         {
-            return link.DataChain.Present(options.Writable, options.CacheSize);
+            return link.DataChain.Present(0, options.Writable, options.CacheSize);
         }
         catch
         {
@@ -136,11 +186,6 @@ internal sealed class ImageChain : IDisposable
     /// <summary>The image that the user named.</summary>
     public IImageLayer SourceLayer => _links[0].Layer;
 
-    /// <summary>The size of the top image's disk.</summary>
-    public long SourceSize => SourceLayer.Describe(_links[0].DataFile?.Length).VirtualSize
-        ?? _links[0].DataChain?.SourceSize
-        ?? throw new InvalidOperationException("An image's size is known once what it names is open.");
-
     /// <summary>Whether the file is one of the chain's.</summary>
     public bool Contains(IStorage file)
     {
@@ -150,21 +195,29 @@ internal sealed class ImageChain : IDisposable
     }
 
     /// <summary>Gives the top image's disk another size.</summary>
-    public void Resize(long size)
+    public void Resize(long size) => Resize(0, size);
+
+    /// <summary>Gives the disk below the top image another size. The chain keeps the top image; <see cref="WalkBacking"/> opens the
+    /// others anew.</summary>
+    public void ResizeBacking(long size) => Resize(1, size);
+
+    private void Resize(int index, long size)
     {
-        Link top = _links[0];
-        _links.RemoveAt(0);
-        IStorage? dataFile = top.DataFile;
+        Link link = _links[index];
+        _links.RemoveAt(index);
+        IStorage? dataFile = link.DataFile;
         try
         {
-            dataFile ??= top.DataChain?.Present(writable: true, CacheShare);
-            top.Layer.Resize(size, dataFile, _links.Count > 0 ? OpenRest() : null);
+            dataFile ??= link.DataChain?.Present(0, writable: true, CacheShare);
+
+            // What is left below is all backing.
+            link.Layer.Resize(size, dataFile, _links.Count > index ? Present(index, writable: false, CacheShare) : null);
         }
         finally
         {
-            top.File.Dispose();
+            link.File.Dispose();
             dataFile?.Dispose();
-            top.DataChain?.Dispose();
+            link.DataChain?.Dispose();
         }
     }
 
@@ -207,9 +260,7 @@ internal sealed class ImageChain : IDisposable
         link.Layer = ReadNamed(file, from.File.Name, reference);
         link.Layer.RequireOpenable(writable);
         chain.OpenDataFile(link, writable);
-        while (chain.AddBacking())
-        {
-        }
+        chain.WalkBacking(writable: false);
     }
 
     private ImageChain Root => _user?.Root ?? this;
@@ -217,7 +268,11 @@ internal sealed class ImageChain : IDisposable
     /// <summary>Images, those that hold another's data included.</summary>
     private int Count => _links.Sum(link => 1 + (link.DataChain?.Count ?? 0));
 
-    private bool AddBacking()
+    private static long SizeOf(Link link) => link.Layer.Describe(link.DataFile?.Length).VirtualSize
+        ?? link.DataChain?.DiskSize
+        ?? throw new InvalidOperationException("An image's size is known once what it names is open.");
+
+    private bool AddBacking(bool writable)
     {
         Link above = _links[^1];
         List<NamedReference> names = [.. above.Layer.References.Where(r => r.Kind == ReferenceKind.Backing)];
@@ -229,17 +284,17 @@ internal sealed class ImageChain : IDisposable
                 $"the chain has more than {MaxDepth} images", "shorten it with qemu-img rebase or qemu-img commit");
         }
 
-        Link link = new(OpenFirst(above, names, out NamedReference reference));
+        Link link = new(OpenFirst(above, names, writable, out NamedReference reference));
         _links.Add(link);
         link.Layer = ReadNamed(link.File, above.File.Name, reference);
-        link.Layer.RequireOpenable(writable: false);
+        link.Layer.RequireOpenable(writable);
         above.Layer.RequireBacking(link.Layer, reference.HostName ?? reference.Name);
-        OpenDataFile(link, writable: false);
+        OpenDataFile(link, writable);
         return true;
     }
 
     /// <summary>Opens the first of several names that leads to a file. Where none does, the first one's fault says why.</summary>
-    private IStorage OpenFirst(Link above, List<NamedReference> names, out NamedReference reference)
+    private IStorage OpenFirst(Link above, List<NamedReference> names, bool writable, out NamedReference reference)
     {
         ImageFormatException? refused = null;
         foreach (NamedReference name in names)
@@ -247,7 +302,7 @@ internal sealed class ImageChain : IDisposable
             try
             {
                 reference = name;
-                return OpenNamed(above, name, writable: false);
+                return OpenNamed(above, name, writable);
             }
             catch (ImageFormatException fault)
             {

@@ -86,17 +86,24 @@ public sealed class ImageOpener(IHostFiles files)
     // The names in one image and in those that they lead to: its data file's before its backing file's, as they are opened.
     private static void List(IStorage image, IImageLayer layer, ReferenceGate gate, List<ImageReference> references, HashSet<string> seen)
     {
-        foreach (NamedReference reference in layer.References.OrderBy(r => r.Kind == ReferenceKind.Backing))
+        foreach (NamedReference reference in layer.References.Where(r => r.Kind == ReferenceKind.DataFile))
         {
-            bool isPlain = reference.Kind == ReferenceKind.DataFile && reference.Format is null or "raw";
-            if (isPlain)
+            if (reference.Format is null or "raw")
             {
                 references.Add(gate.Inspect(image.Name, reference, out IStorage? plain));
                 plain?.Dispose();
                 continue;
             }
 
-            ChainStep step = Follow(gate, image.Name, reference, seen);
+            Go(Follow(gate, image.Name, layer, reference, seen));
+        }
+
+        List<NamedReference> backing = [.. layer.References.Where(r => r.Kind == ReferenceKind.Backing)];
+        if (backing.Count > 0)
+            Go(FollowFirst(gate, image.Name, layer, backing, seen));
+
+        void Go(ChainStep step)
+        {
             references.Add(step.Reference!);
             using (step.File)
             {

@@ -5,7 +5,7 @@
 //   G3. With the policy Directory everything stays beneath one root, the directory of the image that the user named; the root does
 //       not move along a chain. The kernel walks the path and refuses to leave the root in the same step that opens the file, so
 //       neither a symbolic link nor a change of the tree between check and open leads out.
-//   G4. A backing file is opened for reading only.
+//   G4. A backing file is opened for reading only, except by a commit, which the user asked to write it.
 using QcowFs.Native;
 using QcowFs.Storage;
 
@@ -47,7 +47,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
             throw Refused(judged, judged.Refusal, AllowAll);
         // G4
         HostAccess access = !options.Lock ? HostAccess.Inspect
-            : writable && reference.Kind == ReferenceKind.DataFile ? HostAccess.Write : HostAccess.Read;
+            : writable ? HostAccess.Write : HostAccess.Read;
         try
         {
             return OpenAllowed(judged.Path, access, options.DirectIo);

@@ -124,4 +124,8 @@ public static class Probes
     }
 
     public static void AddCowWriters() => new AddCowConcurrencyTests().Writers_of_one_missing_cluster_lose_nothing(16, fills: true);
+
+    public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
+
+    public static void CommitOfMovedExtension() => new OverlayCommitTests().Every_instant("cluster_size=4096 moved", "cluster_size=512", 40_448, 40_448);
 }
