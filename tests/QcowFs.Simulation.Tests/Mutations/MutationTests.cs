@@ -43,8 +43,9 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            "        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);\n",
             """
+                    List<ClusterRun> unused = FindLastReferences(page, first, end);
                     lock (_cache.Gate)
                     {
                         foreach (ClusterRun run in unused)
@@ -226,7 +227,23 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.ExactBitmaps)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. Bitmaps];
+    private static readonly Mutation[] Space =
+    [
+        new Mutation(
+            "I3 a block that could not be punched is taken for zeros",
+            Commit,
+            "return run with { ReadsAsZero = false };",
+            "return run;",
+            nameof(Probes.FailedPunch)),
+        new Mutation(
+            "A5 what only looks free is cut off",
+            "Qcow2/HostAllocator.cs",
+            "if (!_byFirst[first].ReadsAsZero && first < _scanLimit)",
+            "if (first < 0)",
+            nameof(Probes.Undercounted)),
+    ];
+
+    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. Bitmaps, .. Space];
 
     [Theory]
     [MemberData(nameof(Mutations))]

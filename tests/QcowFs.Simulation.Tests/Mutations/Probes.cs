@@ -74,5 +74,9 @@ public static class Probes
 
     public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
 
+    public static void FailedPunch() => new FaultTests().A_host_that_cannot_punch_fails_no_sync();
+
+    public static void Undercounted() => new FaultTests().Closing_cuts_nothing_off_that_only_looks_free();
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 }
