@@ -60,6 +60,9 @@ internal interface IImageLayer
     /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
     void Resize(long size, IDiskImage? backing);
 
+    /// <summary>As <see cref="Resize(long, IDiskImage?)"/>, with the external data file of an image that has one, which stays the caller's.</summary>
+    void Resize(long size, IDiskImage? backing, IStorage? dataFile) => Resize(size, backing);
+
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 

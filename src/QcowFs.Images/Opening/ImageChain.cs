@@ -111,7 +111,7 @@ internal sealed class ImageChain : IDisposable
         _links.RemoveAt(0);
         try
         {
-            top.Layer.Resize(size, _links.Count > 0 ? OpenRest() : null);
+            top.Layer.Resize(size, _links.Count > 0 ? OpenRest() : null, top.DataFile);
         }
         finally
         {

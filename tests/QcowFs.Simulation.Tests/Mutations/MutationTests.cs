@@ -241,6 +241,18 @@ public sealed class MutationTests(ITestOutputHelper output)
             "if (!_byFirst[first].ReadsAsZero && first < _scanLimit)",
             "if (first < 0)",
             nameof(Probes.Undercounted)),
+        new Mutation(
+            "Z4 a table that a snapshot refers to is cut",
+            "Qcow2/Qcow2Resize.cs",
+            "if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1)",
+            "if (_header.Version > 9)",
+            nameof(Probes.ShrunkUnderSnapshot)),
+        new Mutation(
+            "G2 a larger size is named before the table that has it",
+            "Qcow2/BitmapResize.cs",
+            "        _file.Sync();\n        foreach (Plan plan in _plans)\n            WriteInt32",
+            "        foreach (Plan plan in _plans)\n            WriteInt32",
+            nameof(Probes.CrashOfResizedBitmaps)),
     ];
 
     public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression, .. Bitmaps, .. Space];
