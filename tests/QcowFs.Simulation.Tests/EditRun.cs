@@ -114,7 +114,8 @@ internal static class EditRun
     private static byte[] ReadAll(SimulatedDisk disk, PreparedImage image, Qcow2Header header)
     {
         IDiskImage? backing = image.Backing is null ? null : SimulatedImages.OpenBacking(image.Backing);
-        using IDiskImage opened = Qcow2Image.Open(new Qcow2Parts(header, disk.Open("image", readOnly: true), null, backing, new OpenOptions()));
+        SimulatedStorage? data = image.Data is null ? null : disk.Open("data", readOnly: true);
+        using IDiskImage opened = Qcow2Image.Open(new Qcow2Parts(header, disk.Open("image", readOnly: true), data, backing, new OpenOptions()));
         byte[] bytes = new byte[opened.Length];
         opened.Read(0, bytes);
         return bytes;

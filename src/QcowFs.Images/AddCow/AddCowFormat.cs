@@ -40,8 +40,6 @@ internal sealed class AddCowFormat : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             AddCowImage.Open(new AddCowParts(header, file, dataFile!, backing, options));
 
-        public void Resize(long size, IDiskImage? backing) => Invariant.Require(false, "an add-cow image is resized with its image file");
-
         public void Resize(long size, IStorage? dataFile, IDiskImage? backing) => AddCowResize.Run(header, file, dataFile!, backing, size);
 
         public ImageFileFacts Describe() => AddCowDescription.Of(header, file, null);

@@ -75,12 +75,11 @@ internal interface IImageLayer
     /// <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
     void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now);
 
-    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's; <paramref name="backing"/>
-    /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
-    void Resize(long size, IDiskImage? backing);
-
-    /// <summary>As <see cref="Resize(long, IDiskImage?)"/>, for an image whose data file, open for writing, must be resized too.</summary>
-    void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Resize(size, backing);
+    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's, as does
+    /// <paramref name="dataFile"/>, the external data file of an image that has one, which is resized too where the format asks for that;
+    /// <paramref name="backing"/> becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed),
+    /// <see cref="StorageException"/>.</summary>
+    void Resize(long size, IStorage? dataFile, IDiskImage? backing);
 
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();

@@ -46,7 +46,7 @@ internal sealed class Qcow2Format : IImageFormat
             }
         }
 
-        public void Resize(long size, IDiskImage? backing) => Qcow2Resize.Run(header, file, backing, size);
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Qcow2Resize.Run(header, file, dataFile, backing, size);
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 

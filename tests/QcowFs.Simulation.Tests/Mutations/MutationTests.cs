@@ -45,8 +45,9 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            "        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);\n",
             """
+                    List<ClusterRun> unused = FindLastReferences(page, first, end);
                     lock (_cache.Gate)
                     {
                         foreach (ClusterRun run in unused)
@@ -412,9 +413,37 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.AddCowResize)),
     ];
 
+    private static readonly Mutation[] Space =
+    [
+        new Mutation(
+            "I3 a block that could not be punched is taken for zeros",
+            Commit,
+            "return run with { ReadsAsZero = false };",
+            "return run;",
+            nameof(Probes.FailedPunch)),
+        new Mutation(
+            "A5 what only looks free is cut off",
+            "Qcow2/HostAllocator.cs",
+            "if (!_byFirst[first].ReadsAsZero && first < _scanLimit)",
+            "if (first < 0)",
+            nameof(Probes.Undercounted)),
+        new Mutation(
+            "Z4 a table that a snapshot refers to is cut",
+            "Qcow2/Qcow2Resize.cs",
+            "if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1)",
+            "if (_header.Version > 9)",
+            nameof(Probes.ShrunkUnderSnapshot)),
+        new Mutation(
+            "G2 a larger size is named before the table that has it",
+            "Qcow2/BitmapResize.cs",
+            "        _file.Sync();\n        foreach (Plan plan in _plans)\n            WriteInt32",
+            "        foreach (Plan plan in _plans)\n            WriteInt32",
+            nameof(Probes.CrashOfResizedBitmaps)),
+    ];
+
     public static TheoryData<Mutation> Mutations =>
     [
-        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. AddCow, .. AddCowSizes,
+        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. Space, .. AddCow, .. AddCowSizes,
         .. OverlayMutations.All,
     ];
 

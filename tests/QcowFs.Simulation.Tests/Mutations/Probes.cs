@@ -93,6 +93,14 @@ public static class Probes
 
     public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
 
+    public static void FailedPunch() => new FaultTests().A_host_that_cannot_punch_fails_no_sync();
+
+    public static void Undercounted() => new FaultTests().Closing_cuts_nothing_off_that_only_looks_free();
+
+    public static void ShrunkUnderSnapshot() => new ResizeTests().Every_instant(new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 40_448);
+
+    public static void CrashOfResizedBitmaps() => new BitmapTests().A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(70_144, 2_200_064);
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 
     public static void AddCowCrash()
