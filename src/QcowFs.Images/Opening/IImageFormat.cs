@@ -66,8 +66,15 @@ internal interface IImageLayer
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
 
+    /// <summary>Checks likewise and tells, now and then, which part of the image has been looked at, 0 to 1. A format whose checks are
+    /// short need not.</summary>
+    CheckReport Check(Action<double> progress) => Check();
+
     /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
     CheckReport Repair(RepairMode mode);
+
+    /// <summary>Repairs likewise and tells of its progress; each pass over the image begins at 0.</summary>
+    CheckReport Repair(RepairMode mode, Action<double> progress) => Repair(mode);
 }
 
 internal static class ImageFormats

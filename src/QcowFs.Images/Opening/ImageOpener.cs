@@ -73,18 +73,27 @@ public sealed class ImageOpener(IHostFiles files)
     }
 
     /// <summary>Checks an image's consistency without changing it. Refuses where another process writes it.</summary>
-    public CheckReport Check(string path, string? format = null)
+    /// <param name="path">The image.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="progress">Is told now and then, on this thread, which part has been looked at, 0 to 1; or null.</param>
+    public CheckReport Check(string path, string? format = null, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Read, directIo: false);
-        return ImageChain.ReadSource(file, format).Check();
+        IImageLayer layer = ImageChain.ReadSource(file, format);
+        return progress is null ? layer.Check() : layer.Check(progress);
     }
 
     /// <summary>Repairs an image that nobody else uses, and checks it again: the report says what is left and what was mended.
     /// Nothing that something refers to is given up. A crash leaves the image no worse than it was, to be repaired anew.</summary>
-    public CheckReport Repair(string path, RepairMode mode, string? format = null)
+    /// <param name="path">The image.</param>
+    /// <param name="mode">What to mend.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="progress">As for <see cref="Check"/>; each pass over the image begins at 0.</param>
+    public CheckReport Repair(string path, RepairMode mode, string? format = null, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Write, directIo: false);
-        return ImageChain.ReadSource(file, format).Repair(mode);
+        IImageLayer layer = ImageChain.ReadSource(file, format);
+        return progress is null ? layer.Repair(mode) : layer.Repair(mode, progress);
     }
 
     // A chain as far as it can be followed, one image at a time. The last step tells why it ends early. A step's file is open until

@@ -52,7 +52,11 @@ internal sealed class Qcow2Format : IImageFormat
 
         public CheckReport Check() => Qcow2Checker.Check(file);
 
+        public CheckReport Check(Action<double> progress) => Qcow2Checker.Diagnose(file, progress: progress).Report;
+
         public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
+
+        public CheckReport Repair(RepairMode mode, Action<double> progress) => Qcow2Repair.Run(file, mode, progress: progress);
     }
 
     private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint

@@ -26,11 +26,18 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format)
-            : ImageOptions.Opener.Repair(path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format);
+        CheckReport report = Check(line, path, format);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
+    }
+
+    private static CheckReport Check(ParsedLine line, string path, string? format)
+    {
+        RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
+        Action<double>? report = progress is null ? null : progress.Report;
+        return mode is null ? ImageOptions.Opener.Check(path, format, report) : ImageOptions.Opener.Repair(path, mode.Value, format, report);
     }
 
     private static void Print(string path, CheckReport report)
