@@ -3,7 +3,7 @@ using System.Globalization;
 
 namespace QcowFs;
 
-/// <summary>Shows progress until it is disposed, then leaves no trace. <see cref="Report"/> may be called at any rate by one thread;
+/// <summary>Shows progress until it is disposed, then leaves no trace. <see cref="Report(double)"/> may be called at any rate by one thread;
 /// a timer draws.</summary>
 internal sealed class ProgressLine : IDisposable
 {
@@ -48,6 +48,10 @@ internal sealed class ProgressLine : IDisposable
         }
     }
 
+    /// <summary>As <see cref="Report(double)"/>, of a whole.</summary>
+    public void Report(long done, long all) => Report(all == 0 ? 1 : (double)done / all);
+
+    /// <summary>Takes the line away for good.</summary>
     public void Dispose()
     {
         lock (_lock)
@@ -55,6 +59,7 @@ internal sealed class ProgressLine : IDisposable
             _isDone = true;
             if (_isShown)
                 _terminal.Write("\r\x1b[K");
+            _isShown = false;
             _terminal.Flush();
         }
 

@@ -63,6 +63,9 @@ internal sealed class Qcow2State
     /// <summary>Null where the image is read-only.</summary>
     public HostAllocator? Allocator { get; init; }
 
+    /// <summary>Keeps bitmaps true; null where there are none, or none can be kept.</summary>
+    public BitmapTracking? Bitmaps { get; set; }
+
     /// <summary>Where compressed clusters are put; null where none are written.</summary>
     public CompressedSpace? CompressedSpace { get; set; }
 

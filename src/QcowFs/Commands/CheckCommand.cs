@@ -14,7 +14,7 @@ internal static class CheckCommand
     };
 
     public static Command Table { get; } = new(
-        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.Json], Run)
+        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.References, ImageOptions.Json], Run)
     {
         Notes = """
             Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only; after a repair they say what is left.
@@ -35,9 +35,11 @@ internal static class CheckCommand
     private static CheckReport Check(ParsedLine line, string path, string? format)
     {
         RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
         using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
         Action<double>? report = progress is null ? null : progress.Report;
-        return mode is null ? ImageOptions.Opener.Check(path, format, report) : ImageOptions.Opener.Repair(path, mode.Value, format, report);
+        return mode is null ? ImageOptions.Opener.Check(path, format, policy, report)
+            : ImageOptions.Opener.Repair(path, mode.Value, format, policy, report);
     }
 
     private static void Print(string path, CheckReport report)

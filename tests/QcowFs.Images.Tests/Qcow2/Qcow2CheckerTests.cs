@@ -117,7 +117,7 @@ public sealed class Qcow2CheckerTests : IDisposable
         string path = MakeImage();
         ImageOpener opener = new(HostFileSystem.Instance);
         List<double> told = [];
-        Assert.Equal(opener.Check(path) with { Findings = [] }, opener.Check(path, null, told.Add) with { Findings = [] });
+        Assert.Equal(opener.Check(path) with { Findings = [] }, opener.Check(path, progress: told.Add) with { Findings = [] });
         Assert.NotEmpty(told);
         using FileStorage file = HostFiles.Open(path, StorageAccess.Read);
         told.Clear();
