@@ -91,6 +91,13 @@ internal interface IImageLayer
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
 
+    /// <summary>Has the checks and repairs that follow tell, now and then, which part of the image has been looked at, 0 to 1; each pass of
+    /// a repair begins at 0. A format whose checks are short need not.</summary>
+    void ReportTo(Action<double> progress)
+    {
+        // Nothing is told.
+    }
+
     /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
     CheckReport Repair(RepairMode mode);
 

@@ -114,18 +114,37 @@ public sealed class ImageOpener(IHostFiles files)
     }
 
     /// <summary>Checks an image's consistency without changing it. Refuses where another process writes it.</summary>
-    public CheckReport Check(string path, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory)
+    /// <param name="path">The image.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="policy">Which of the files that it names may be looked at.</param>
+    /// <param name="progress">Is told now and then, on this thread, which part has been looked at, 0 to 1; or null.</param>
+    public CheckReport Check(
+        string path, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Read, directIo: false);
-        return ImageChain.ReadSource(file, format).Check(reference => Look(path, reference, policy));
+        return ReadSource(file, format, progress).Check(reference => Look(path, reference, policy));
     }
 
     /// <summary>Repairs an image that nobody else uses, and checks it again: the report says what is left and what was mended.
     /// Nothing that something refers to is given up. A crash leaves the image no worse than it was, to be repaired anew.</summary>
-    public CheckReport Repair(string path, RepairMode mode, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory)
+    /// <param name="path">The image.</param>
+    /// <param name="mode">What to mend.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="policy">As for <see cref="Check"/>.</param>
+    /// <param name="progress">As for <see cref="Check"/>; each pass over the image begins at 0.</param>
+    public CheckReport Repair(
+        string path, RepairMode mode, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Write, directIo: false);
-        return ImageChain.ReadSource(file, format).Repair(mode, reference => Look(path, reference, policy));
+        return ReadSource(file, format, progress).Repair(mode, reference => Look(path, reference, policy));
+    }
+
+    private static IImageLayer ReadSource(IStorage file, string? format, Action<double>? progress)
+    {
+        IImageLayer layer = ImageChain.ReadSource(file, format);
+        if (progress is not null)
+            layer.ReportTo(progress);
+        return layer;
     }
 
     // What a check wants to know of a file that the image names.

@@ -77,7 +77,9 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     /// <param name="file">The image file.</param>
     /// <param name="windowClusters">Clusters to count at a time.</param>
     /// <param name="repair">Mends the entries that are found broken, or null. It tells what was there before.</param>
-    public static Qcow2Diagnosis Diagnose(IStorage file, int windowClusters, EntryRepair? repair = null)
+    /// <param name="progress">Is told which part of the image has been looked at, 0 to 1; or null.</param>
+    public static Qcow2Diagnosis Diagnose(
+        IStorage file, int windowClusters = ReferenceCounter.DefaultWindow, EntryRepair? repair = null, Action<double>? progress = null)
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
         if (header.HasJournal)
@@ -87,6 +89,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         }
 
         Qcow2Checker checker = new(header, file, windowClusters, repair);
+        checker._counter.Progress = progress;
         CheckReport report = checker.Run();
         return new Qcow2Diagnosis(report, checker._referencesKnown, checker._needsRebuild, checker._pointsOutside,
             checker._countsTooLow, checker._harmless, checker._entriesToMend);

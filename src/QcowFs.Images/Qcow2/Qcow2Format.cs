@@ -18,6 +18,8 @@ internal sealed class Qcow2Format : IImageFormat
 
     private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IOverlayLayer
     {
+        private Action<double>? _progress;
+
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
 
         public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
@@ -50,9 +52,11 @@ internal sealed class Qcow2Format : IImageFormat
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
-        public CheckReport Check() => Qcow2Checker.Check(file);
+        public CheckReport Check() => Qcow2Checker.Diagnose(file, progress: _progress).Report;
 
-        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
+        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode, progress: _progress);
+
+        public void ReportTo(Action<double> progress) => _progress = progress;
 
         public BaseIdentity? Base => Qcow2Overlay.ReadBase(header);
 
