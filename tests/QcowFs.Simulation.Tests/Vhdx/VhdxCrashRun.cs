@@ -175,7 +175,7 @@ internal sealed class VhdxCrashRun(VhdxKind kind, ulong seed)
     }
 
     /// <summary>Mostly small operations, some on whole blocks.</summary>
-    private static IEnumerable<Operation> Random(ulong seed, int count)
+    internal static IEnumerable<Operation> Random(ulong seed, int count)
     {
         Random random = new(unchecked((int)seed));
         const int size = VhdxImages.DiskSize;
@@ -210,11 +210,13 @@ internal sealed class VhdxCrashRun(VhdxKind kind, ulong seed)
 
     /// <summary>Fails the test unless a disk holds what the model allows, by our word and by an independent reader's, and its check
     /// finds nothing.</summary>
-    private void Judge(SimulatedDisk disk, DiskModel model, string where)
+    private void Judge(SimulatedDisk disk, DiskModel model, string where) => Judge(disk, model, _prepared, where);
+
+    internal static void Judge(SimulatedDisk disk, DiskModel model, PreparedVhdx prepared, string where)
     {
         try
         {
-            using (IDiskImage image = VhdxImages.Open(disk, _prepared, writable: false))
+            using (IDiskImage image = VhdxImages.Open(disk, prepared, writable: false))
                 model.CheckAfterCrash(image);
             CheckReport report = VhdxChecker.Check(disk.Open("image", readOnly: true));
             // A header that a crash tore is the one that was not current.
@@ -228,12 +230,14 @@ internal sealed class VhdxCrashRun(VhdxKind kind, ulong seed)
         }
     }
 
-    private void JudgeClosed(SimulatedDisk disk, DiskModel model, string where)
+    private void JudgeClosed(SimulatedDisk disk, DiskModel model, string where) => JudgeClosed(disk, model, _prepared, where);
+
+    internal static void JudgeClosed(SimulatedDisk disk, DiskModel model, PreparedVhdx prepared, string where)
     {
         model.Sync();
         SimulatedDisk durable = disk.Crash(CrashChoice.Nothing);
-        Judge(durable, model, where);
-        Assert.True(VhdxImages.ReadIndependently(durable, _prepared).AsSpan().SequenceEqual(model.Current), $"{where}: the independent reader reads other bytes");
+        Judge(durable, model, prepared, where);
+        Assert.True(VhdxImages.ReadIndependently(durable, prepared).AsSpan().SequenceEqual(model.Current), $"{where}: the independent reader reads other bytes");
         using SimulatedStorage file = durable.Open("image", readOnly: true);
         CheckReport report = VhdxChecker.Check(file);
         Assert.True(report.ExitCode == 0, $"{where}: {string.Join("; ", report.Findings.Select(f => f.Message))}");
