@@ -1,4 +1,4 @@
-// The session that the README shows is run as it stands there, and must say what it says there; numbers may differ.
+// The sessions that the README shows are run as they stand there, and must say what they say there; numbers may differ.
 using System.Diagnostics;
 using System.Text.RegularExpressions;
 using Xunit;
@@ -11,27 +11,35 @@ public sealed partial class ReadmeSessionTests
     private static partial Regex Number { get; }
 
     [SkippableFact]
-    public void The_session_runs_as_shown()
+    public void The_sessions_run_as_shown()
     {
         Skip.If(Repository.Program is null, "the program is not built: run make build");
         Skip.If(!File.Exists("/dev/fuse"), "there is no /dev/fuse");
-        string[] shown = Session(File.ReadAllLines(Repository.Absolute("README.md")));
-        Assert.NotEmpty(shown);
+        List<string[]> sessions = Sessions(File.ReadAllLines(Repository.Absolute("README.md")));
+        Assert.NotEmpty(sessions);
 
-        Assert.Equal(shown.Select(WithoutNumbers), Run(shown).Select(WithoutNumbers));
+        foreach (string[] shown in sessions)
+            Assert.Equal(shown.Select(WithoutNumbers), Run(shown).Select(WithoutNumbers));
     }
 
     [Fact]
-    public void The_session_is_the_first_block_that_begins_with_a_prompt() => Assert.Equal(
-        ["$ a", "b", "$ c"],
-        Session(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    $ d"]));
+    public void A_session_is_a_block_that_begins_with_a_prompt() => Assert.Equal(
+        [["$ a", "b", "$ c"], ["$ d"]],
+        Sessions(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    $ d"]));
 
-    private static string[] Session(string[] readme) =>
-    [
-        .. readme.SkipWhile(line => !line.StartsWith("    $ ", StringComparison.Ordinal))
-            .TakeWhile(line => line.StartsWith("    ", StringComparison.Ordinal))
-            .Select(line => line[4..]),
-    ];
+    private static List<string[]> Sessions(string[] readme)
+    {
+        List<string[]> sessions = [];
+        for (int i = 0; i < readme.Length; i++)
+        {
+            if (!readme[i].StartsWith("    $ ", StringComparison.Ordinal)) continue;
+            string[] session = [.. readme.Skip(i).TakeWhile(line => line.StartsWith("    ", StringComparison.Ordinal)).Select(line => line[4..])];
+            sessions.Add(session);
+            i += session.Length;
+        }
+
+        return sessions;
+    }
 
     // Each command is echoed as shown, then run. As root it happens in a mount namespace that ends with it.
     private static string[] Run(string[] shown)
