@@ -132,6 +132,7 @@ public sealed class AddCowTests
         Assert.InRange(Kilobytes(box, "disk.raw"), 0, before - (8 << 6));
         string[] expected = ["DATA 262144", "HOLE 655360", "DATA 917504", "HOLE 1572864", "DATA 6291456", "HOLE 6553600", "DATA 7077888", "HOLE 7340032"];
         Assert.Equal(["HOLE 0", .. expected], Seek(box, raw));
+        Assert.Equal(Kilobytes(box, "disk.raw"), Kilobytes(box, raw));
         box.QcowFs("umount", "m").Expect();
         using JsonDocument map = JsonDocument.Parse(box.QcowFs("map", "--json", "disk.add-cow").Expect());
         List<string> edges = [];

@@ -1,8 +1,6 @@
 // Many threads on one add-cow disk: partial writes of one missing cluster, readers, syncs, and the thread that fills the image from its
 // backing file, until the disk is complete.
 using QcowFs.Images;
-using QcowFs.Images.Engine;
-using QcowFs.Storage;
 using QcowFs.Testing;
 using Xunit;
 

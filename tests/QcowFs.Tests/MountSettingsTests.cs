@@ -53,13 +53,23 @@ public sealed class MountSettingsTests
         Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);
     }
 
+    [Theory]
+    [InlineData(null, "-w")]
+    [InlineData(64L << 20, "-w", "--stream")]
+    [InlineData(10L << 20, "-w", "--stream=10M")]
+    [InlineData(3L << 20, "-o", "writable,stream=3M")]
+    public void Streaming_has_a_rate(long? rate, params string[] words) => Assert.Equal(rate, Read(words).Open.StreamRate);
+
     [Fact]
     public void Writable_files_are_0600() => Assert.Equal(0x180u, Read("-o", "writable").Tree.FileMode);
 
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
+    [InlineData("--stream: needs --writable; give -w too", "--stream")]
+    [InlineData("--stream: 1024 bytes a second are too few; give at least 64k", "-w", "--stream=1k")]
+    [InlineData("--stream: \"much\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--stream=much")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
-    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2", "-f", "vmdk")]
+    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2, add-cow", "-f", "vmdk")]
     [InlineData("--allow-references: \"some\" is not one of its values; use none, dir, all", "--allow-references=some")]
     [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
     [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]

@@ -6,8 +6,11 @@ namespace QcowFs.CommandLine;
 /// <summary>Format, references and JSON; and the door to images.</summary>
 internal static class ImageOptions
 {
-    /// <summary>The formats, for people.</summary>
-    public static string FormatList => string.Join(", ", ImageOpener.FormatNames);
+    /// <summary>The names of the formats, the plainest first.</summary>
+    public static string[] Formats { get; } = [.. ImageOpener.FormatNames.OrderBy(name => name != "raw")];
+
+    /// <summary>The same for people.</summary>
+    public static string FormatList => string.Join(", ", Formats);
 
     public static readonly Option Format = new("format", $"state the format: {FormatList}; raw is never guessed", "FMT") { Short = 'f' };
 
@@ -20,7 +23,7 @@ internal static class ImageOptions
     public static ImageOpener Opener { get; } = new(HostFileSystem.Instance);
 
     /// <summary>The stated format, or null.</summary>
-    public static string? FormatOf(ParsedLine line) => line.Choice(Format, [.. ImageOpener.FormatNames]);
+    public static string? FormatOf(ParsedLine line) => line.Choice(Format, Formats);
 
     /// <summary>The stated policy, or the usual one.</summary>
     public static ReferencePolicy ReferencesOf(ParsedLine line) => line.Choice(References, "none", "dir", "all") switch

@@ -26,7 +26,7 @@ internal static class CreateCommand
 
     private static int Run(ParsedLine line)
     {
-        string format = line.Choice(Format, [.. ImageOpener.FormatNames])
+        string format = line.Choice(Format, ImageOptions.Formats)
             ?? throw CommandFailure.Usage(Format.Display, "missing", $"state one of {ImageOptions.FormatList}");
         ImageRequest request = new()
         {
@@ -34,7 +34,7 @@ internal static class CreateCommand
             Format = format,
             Size = SizeOf(line),
             BackingName = line.Value(Backing),
-            BackingFormat = line.Choice(BackingFormat, [.. ImageOpener.FormatNames]),
+            BackingFormat = line.Choice(BackingFormat, ImageOptions.Formats),
             Options = Split(line.Value(Options) ?? ""),
         };
         new ImageCreator(HostFileSystem.Instance).Create(request);

@@ -190,7 +190,7 @@ internal sealed class MountServer : IDisposable
 
     private HostFileFacts HostFacts()
     {
-        FileFacts facts = _hostFile.QueryFacts();
+        FileFacts facts = _image.Disk.DataFile ?? _hostFile.QueryFacts();
         return new HostFileFacts(
             facts.AllocatedBytes / HostFileFacts.BytesPerBlock,
             DateTimeOffset.FromUnixTimeSeconds(facts.ModifiedSeconds).AddTicks(facts.ModifiedNanoseconds / 100));

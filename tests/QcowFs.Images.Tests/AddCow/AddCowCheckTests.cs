@@ -1,5 +1,4 @@
 // The check of add-cow images and its repair.
-using QcowFs.Storage;
 using QcowFs.Testing;
 
 namespace QcowFs.Images.Tests.AddCow;

@@ -1,6 +1,5 @@
 // The header of both layouts: what is written is byte for byte what the format says, what is read means the same, and every rule is asked.
 using System.Buffers.Binary;
-using QcowFs.Storage;
 using QcowFs.Testing;
 
 namespace QcowFs.Images.Tests.AddCow;

@@ -1,5 +1,4 @@
 // Resizing where the bitmap takes another cluster of the add-cow file, or gives it up; crashes in it are the simulation's.
-using QcowFs.Storage;
 using QcowFs.Testing;
 
 namespace QcowFs.Images.Tests.AddCow;
