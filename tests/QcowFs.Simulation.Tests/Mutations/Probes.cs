@@ -107,7 +107,7 @@ public static class Probes
     {
         for (ulong seed = 1; seed <= 2; seed++)
         {
-            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 8, choices: 16, log: null);
+            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 6, choices: 12, log: null);
             new AddCowCrashRun(new AddCowCase(12, 20_001, 15_003), seed) { Fills = true, Completes = true }.EveryInstant(steps: 4, choices: 16, log: null);
         }
     }
@@ -131,7 +131,9 @@ public static class Probes
         tests.A_complete_disk_stays_complete(1);
     }
 
-    public static void AddCowWriters() => new AddCowConcurrencyTests().Writers_of_one_missing_cluster_lose_nothing(16, fills: true);
+    public static void AddCowWriters() => new AddCowConcurrencyTests().Two_partial_writes_of_one_missing_cluster_both_stay();
+
+    public static void AddCowDiscard() => new AddCowTests(null!).A_discard_makes_a_hole_and_syncs_it_before_the_bit();
 
     public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
 
