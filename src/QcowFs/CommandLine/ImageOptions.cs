@@ -9,7 +9,10 @@ internal static class ImageOptions
     public static readonly Option Format = new("format", "state the format: raw, qcow2; raw is never guessed", "FMT") { Short = 'f' };
 
     public static readonly Option References = new(
-        "allow-references", "which files named inside the image may be opened: none, dir (its directory and below), all", "WHICH");
+        "allow-references", "which files named inside the image may be opened: none, dir (its directory and below), all", "WHICH")
+    {
+        SettingDefault = "dir",
+    };
 
     public static readonly Option Json = new("json", "print JSON");
 

@@ -70,6 +70,13 @@ internal static class LineParser
 
     private static void Take(ParsedLine line, Option option, string display, string? value)
     {
+        // A switch that settings can turn on can be turned off here.
+        if (option is { Value: OptionValue.None, SettingDefault: not null } && value is "true" or "false")
+        {
+            if (value == "true") line.Set(option, null);
+            else line.SwitchOff(option);
+            return;
+        }
         if (value is not null && option.Value == OptionValue.None)
             throw CommandFailure.Usage(display, "takes no value", line.Command.HelpHint);
         if (option.Value == OptionValue.Required && string.IsNullOrEmpty(value))

@@ -13,16 +13,17 @@ internal sealed record MountSettings
         "overlay", "a writable view whose changes go to FILE (qcow2), or are gone after the mount; the image stays as it is", "FILE")
     { ValueIsOptional = true };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
-    public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
-    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
-    public static readonly Option Gid = new("gid", "group of the files", "N");
-    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL");
-    public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
-    public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
-    public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
+    public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)") { SettingDefault = "false" };
+    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N") { SettingDefault = "the mounting user" };
+    public static readonly Option Gid = new("gid", "group of the files", "N") { SettingDefault = "the group of the mounting user" };
+    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL") { SettingDefault = "0400, or 0600 where it is writable" };
+    public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE") { SettingDefault = "32M" };
+    public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW") { SettingDefault = "host" };
+    public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N") { SettingDefault = "as many as are kept busy" };
     public static readonly Option DirectIo = new(
-        "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
-    public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE");
+        "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW")
+    { SettingDefault = "auto" };
+    public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE") { SettingDefault = "qcowfs.log in the runtime directory" };
     public static readonly Option Foreground = new("foreground", "stay in the foreground; log to standard error");
     public static readonly Option NonEmpty = new("nonempty", "allow a mount point that is not empty");
     public static readonly Option List = new("", "any of these options as mount(8) gives them, and nosuid, nodev, noexec, noatime, ro", "name[=value],...") { Short = 'o' };
@@ -81,7 +82,7 @@ internal sealed record MountSettings
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
-            throw CommandFailure.Usage(DirectIo.Display, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
+            throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
         return new MountSettings
         {
@@ -117,15 +118,9 @@ internal sealed record MountSettings
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
         };
-        return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;
-    }
-
-    private static long CheckCacheSize(long size)
-    {
         const long least = 1 << 20;
-        return size >= least
-            ? size
-            : throw CommandFailure.Usage(CacheSize.Display, $"{size} bytes are too few", "give at least 1M");
+        if (line.Size(CacheSize) is not { } size) return options;
+        return size >= least ? options with { CacheSize = size } : throw line.Wrong(CacheSize, $"{size} bytes are too few", "give at least 1M");
     }
 
     private static uint? ModeFrom(ParsedLine line)
@@ -135,7 +130,7 @@ internal sealed record MountSettings
         foreach (char digit in text)
         {
             if (digit is < '0' or > '7' || mode > 0x3F) // 0777 at most
-                throw CommandFailure.Usage(Mode.Display, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
+                throw line.Wrong(Mode, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
             mode = (mode << 3) | (uint)(digit - '0');
         }
         return mode;
