@@ -29,6 +29,10 @@ public interface IHostFiles
     /// moment someone changes the tree: <see cref="StorageException"/> with EXDEV.</summary>
     IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo);
 
+    /// <summary>The length of a regular file that an image names, below <paramref name="directory"/>, without opening it; null where there is
+    /// none, or it cannot be seen, or a symbolic link leads to it.</summary>
+    long? TryGetLength(string directory, string relativePath) => null;
+
     /// <summary>Makes a file's name durable: a new file survives a crash only after this and its own sync.</summary>
     void SyncName(string path);
 

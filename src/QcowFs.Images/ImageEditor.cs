@@ -38,7 +38,7 @@ public sealed class ImageEditor(IHostFiles files, TimeProvider time)
     {
         using ImageChain chain = ImageChain.Walk(files, path, options with { Writable = true });
         IStorage file = chain.Source;
-        long old = chain.SourceLayer.Describe().VirtualSize;
+        long old = chain.DiskSize;
         if (change.Sign > 0 && change.Bytes > long.MaxValue - old)
             throw new ImageFormatException(file.Name, "size", -1, $"the disk's {old} bytes cannot grow by {change.Bytes}", "give less");
         if (change.Sign < 0 && change.Bytes > old)

@@ -59,6 +59,11 @@ public static class HostFiles
         return fd >= 0 ? new SafeFileHandle(fd, ownsHandle: true) : throw new StorageException(Libc.LastErrno, "open", path);
     }
 
+    /// <summary>The length of a regular file, without opening it; null where there is none, it cannot be seen, or it is anything else, a symbolic link
+    /// among them.</summary>
+    public static long? TryGetLength(string path) =>
+        Libc.Status(path, Libc.AT_SYMLINK_NOFOLLOW, out StatxData facts) == Errno.None && (facts.Mode & Libc.S_IFMT) == Libc.S_IFREG ? (long)facts.Size : null;
+
     /// <summary>Makes the names in a directory durable: a new, renamed or removed file survives a crash only after this.</summary>
     public static void SyncDirectory(string path)
     {

@@ -74,7 +74,7 @@ public sealed class MountSettingsTests
     [InlineData("-o ro: contradicts --overlay; give one of them", "-o", "ro,overlay")]
     [InlineData("--snapshot: contradicts --overlay=FILE; give --overlay without a file", "--overlay=x", "--snapshot=s")]
     [InlineData("--direct-io: off is not possible with --overlay; leave it out: cached pages would go stale", "--overlay", "--direct-io=off")]
-    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2", "-f", "vmdk")]
+    [InlineData("--format: \"vmdk\" is not one of its values; use add-cow, qcow2, raw, vhdx", "-f", "vmdk")]
     [InlineData("--allow-references: \"some\" is not one of its values; use none, dir, all", "--allow-references=some")]
     [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
     [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]

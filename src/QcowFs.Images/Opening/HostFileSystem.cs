@@ -27,6 +27,9 @@ public sealed class HostFileSystem : IHostFiles
     }
 
     /// <inheritdoc/>
+    public long? TryGetLength(string directory, string relativePath) => HostFiles.TryGetLength(Path.Join(directory, relativePath));
+
+    /// <inheritdoc/>
     public void SyncName(string path) => HostFiles.SyncDirectory(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/");
 
     /// <inheritdoc/>

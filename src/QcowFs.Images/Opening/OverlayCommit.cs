@@ -76,8 +76,8 @@ internal sealed class OverlayCommit : IDisposable
 
     private long? Grow(IOverlayLayer overlay, BaseIdentity? remembered)
     {
-        long size = overlay.Describe().VirtualSize;
-        if (size <= _chain.BackingLayer.Describe().VirtualSize)
+        long size = _chain.DiskSize;
+        if (size <= _chain.BackingSize)
             return null;
         try
         {

@@ -24,10 +24,11 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     /// <summary>What the name leads to, judged by its text alone: no file is touched.</summary>
     public ImageReference Judge(string image, NamedReference reference)
     {
-        string? path = Resolve(image, reference.Name);
+        string name = reference.HostName ?? reference.Name;
+        string? path = Resolve(image, name);
         string? refusal = policy switch
         {
-            _ when path is null => RefuseName(reference.Name),
+            _ when path is null => RefuseName(name),
             ReferencePolicy.None => "references are not allowed",
             ReferencePolicy.Directory when Beneath(path) is null => OutsideRoot(),
             _ => null,
@@ -82,6 +83,15 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         }
     }
 
+    /// <summary>The length of the regular file that the name leads to, where it is allowed; nothing is opened for it.</summary>
+    public long? LengthOf(string image, NamedReference reference)
+    {
+        ImageReference judged = Judge(image, reference);
+        if (!judged.IsAllowed || policy == ReferencePolicy.All || judged.Path!.Split('/').Contains(".."))
+            return null;
+        return files.TryGetLength(_root.Length == 0 ? "." : _root, Beneath(judged.Path)!);
+    }
+
     private IStorage OpenAllowed(string path, HostAccess access, bool directIo) => policy == ReferencePolicy.All
         ? files.Open(path, access, directIo)
         : files.OpenBeneath(_root.Length == 0 ? "." : _root, Beneath(path)!, access, directIo);
@@ -123,4 +133,5 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
 /// <param name="Kind">What it is to the image.</param>
 /// <param name="Name">The name; any text.</param>
 /// <param name="Format">The format stated for it, or null.</param>
-internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format);
+/// <param name="HostName">The name in this host's form where the image states it in another's, or null.</param>
+internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format, string? HostName = null);

@@ -38,6 +38,10 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private long _headerTableOffset = state.Header.RefcountTableOffset;
     private bool _inUse;
 
+    /// <summary>The bits that stay true while we write (I10).</summary>
+    private AutoclearFeatures KeptAutoclear => state.Header.AutoclearFeatures
+        & (AutoclearFeatures.RawExternalData | (state.Bitmaps is null ? AutoclearFeatures.None : AutoclearFeatures.Bitmaps));
+
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
     /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
     public bool Run(Func<bool> takeDataDirty)
@@ -67,8 +71,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
             if (_inUse)
                 return;
             state.File.Read(0, _headerSector);
+            state.Bitmaps?.Begin(); // D1: the sync of the mark covers theirs
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);
+                WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);
             _inUse = true;
         }
     }
@@ -88,9 +93,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 state.File.Sync();
             }
 
+            state.Bitmaps?.End(); // D2
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData)
-                    | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
+                WriteAutoclear(KeptAutoclear | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
             _inUse = false;
         }
     }

@@ -26,9 +26,6 @@ internal sealed record Option(string Name, string Help, string? ValueName = null
     /// <summary>The value may be left out.</summary>
     public bool ValueIsOptional { get; init; }
 
-    /// <summary>For an option that settings may state too: its default in words. Null: only the command line states it.</summary>
-    public string? SettingDefault { get; init; }
-
     public OptionValue Value =>
         ValueName is null ? OptionValue.None : ValueIsOptional ? OptionValue.Optional : OptionValue.Required;
 

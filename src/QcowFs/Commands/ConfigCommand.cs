@@ -32,7 +32,7 @@ internal static class ConfigCommand
 
     private static (string Name, string Value, string Source) Effective(ParsedLine line, Option option, StatedSetting? stated)
     {
-        string value = option.Value == OptionValue.None ? line.Has(option) ? "true" : "false" : line.Value(option) ?? option.SettingDefault!;
+        string value = option.Value == OptionValue.None ? line.Has(option) ? "true" : "false" : line.Value(option) ?? SettingSources.Defaults[option];
         string source = line.IsFromSettings(option) || (stated is { IsOff: true } && !line.IsStated(option)) ? stated!.Origin
             : line.IsStated(option) ? "command line" : "default";
         return (option.Name, value, source);

@@ -52,6 +52,11 @@ internal sealed class MountServer : IDisposable
             Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.Open.Writable),
         };
         OpenOptions open = settings.Open with { Log = _log.Write };
+        if (open.StreamRate is not null && facts.Format != "add-cow")
+        {
+            throw CommandFailure.Usage(MountSettings.Stream.Display, $"{settings.Source} is {facts.Format}, and only add-cow images are filled from their backing file",
+                "leave it out");
+        }
         if (settings.HasOverlay) _overlay = OpenOverlay(open);
         IDiskImage disk = _overlay?.Disk ?? ImageOptions.Opener.Open(settings.Source, open);
         facts = facts with { VirtualSize = disk.Length }; // a snapshot's may be another than the image's
@@ -162,7 +167,7 @@ internal sealed class MountServer : IDisposable
         {
             ImageFileFacts facts = ImageOptions.Opener.ReadInfo(written, _overlay is null ? _image.Facts.Format : "qcow2");
             if (facts.ClusterSize is not { } cluster || facts.ActualSize / cluster > mostClusters) return receipt;
-            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(written, facts.Format)) };
+            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(written, facts.Format, _settings.Open.References)) };
         }
         catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
         {

@@ -13,25 +13,29 @@ internal sealed record MountSettings
         "overlay", "a writable view whose changes go to FILE (qcow2), or are gone after the mount; the image stays as it is", "FILE")
     { ValueIsOptional = true };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
-    public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)") { SettingDefault = "false" };
-    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N") { SettingDefault = "the mounting user" };
-    public static readonly Option Gid = new("gid", "group of the files", "N") { SettingDefault = "the group of the mounting user" };
-    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL") { SettingDefault = "0400, or 0600 where it is writable" };
-    public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE") { SettingDefault = "32M" };
-    public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW") { SettingDefault = "host" };
-    public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N") { SettingDefault = "as many as are kept busy" };
+    public static readonly Option Stream = new(
+        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
+    public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
+    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
+    public static readonly Option Gid = new("gid", "group of the files", "N");
+    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL");
+    public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
+    public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
+    public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
     public static readonly Option DirectIo = new(
-        "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW")
-    { SettingDefault = "auto" };
-    public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE") { SettingDefault = "qcowfs.log in the runtime directory" };
+        "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
+    public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE");
     public static readonly Option Foreground = new("foreground", "stay in the foreground; log to standard error");
     public static readonly Option NonEmpty = new("nonempty", "allow a mount point that is not empty");
     public static readonly Option List = new("", "any of these options as mount(8) gives them, and nosuid, nodev, noexec, noatime, ro", "name[=value],...") { Short = 'o' };
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
     ];
+
+    // Half of what a disk of spinning rust reads; who has more gives more.
+    private const long DefaultStreamRate = 64 << 20;
 
     public required string Source { get; init; }
 
@@ -79,6 +83,8 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --overlay=FILE", "give --overlay without a file");
         if (changesImage && line.Has(Snapshot))
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
+        if (!changesImage && line.Has(Stream))
+            throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
@@ -117,10 +123,20 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         const long least = 1 << 20;
         if (line.Size(CacheSize) is not { } size) return options;
         return size >= least ? options with { CacheSize = size } : throw line.Wrong(CacheSize, $"{size} bytes are too few", "give at least 1M");
+    }
+
+    // A second of copying a cluster of the largest size is still a mount that answers.
+    private static long CheckRate(long rate)
+    {
+        const long least = 64 << 10;
+        return rate >= least
+            ? rate
+            : throw CommandFailure.Usage(Stream.Display, $"{rate} bytes a second are too few", "give at least 64k");
     }
 
     private static uint? ModeFrom(ParsedLine line)

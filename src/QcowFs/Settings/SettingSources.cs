@@ -14,8 +14,23 @@ internal sealed record SettingSources(string SystemFile, string? UserFile)
 {
     public const string VariablePrefix = "QCOWFS_";
 
-    /// <summary>The options that settings may state, by name.</summary>
-    public static Option[] Known { get; } = [.. MountSettings.All.Where(o => o.SettingDefault is not null).OrderBy(o => o.Name, StringComparer.Ordinal)];
+    /// <summary>The options that settings may state, with their defaults in words. What decides over data is not among them.</summary>
+    public static Dictionary<Option, string> Defaults { get; } = new()
+    {
+        [MountSettings.AllowOther] = "false",
+        [ImageOptions.References] = "dir",
+        [MountSettings.Cache] = "host",
+        [MountSettings.CacheSize] = "32M",
+        [MountSettings.DirectIo] = "auto",
+        [MountSettings.Gid] = "the group of the mounting user",
+        [MountSettings.Log] = "qcowfs.log in the runtime directory",
+        [MountSettings.Mode] = "0400, or 0600 where it is writable",
+        [MountSettings.Threads] = "as many as are kept busy",
+        [MountSettings.Uid] = "the mounting user",
+    };
+
+    /// <summary>The same options by name.</summary>
+    public static Option[] Known { get; } = [.. Defaults.Keys.OrderBy(o => o.Name, StringComparer.Ordinal)];
 
     /// <summary>The sources that this process has by its environment.</summary>
     public static SettingSources OfThisProcess() => new("/etc/qcowfs/qcowfs.json", UserFileOf());
@@ -27,7 +42,7 @@ internal sealed record SettingSources(string SystemFile, string? UserFile)
     /// setting is wrong, be it one that the command does not use.</summary>
     public void ApplyTo(ParsedLine line)
     {
-        if (!Array.Exists(line.Command.Options, o => o.SettingDefault is not null) || !HasAny()) return;
+        if (!Array.Exists(line.Command.Options, Defaults.ContainsKey) || !HasAny()) return;
         foreach (StatedSetting setting in SettingReader.Read(this))
         {
             if (!line.Command.Options.Contains(setting.Option)) continue;
