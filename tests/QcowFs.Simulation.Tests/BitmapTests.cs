@@ -293,7 +293,7 @@ public sealed class BitmapTests
             foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(8, (ulong)instant))
             {
                 CheckReport report = Check(survivor);
-                Assert.True(report.Corruptions + report.CheckErrors == 0, $"instant {instant} {choice}: {report.Findings.FirstOrDefault()?.Message}");
+                Assert.True(report.Corruptions + report.CheckErrors == 0, $"instant {instant} {choice}: {string.Join("; ", report.Findings.Select(f => f.Message))}");
                 bool isOld = Qcow2HeaderReader.Read(survivor.Open("image")).VirtualSize == before;
                 Dictionary<string, HashSet<long>> found = SetGranules(survivor);
                 foreach (Qcow2Bitmap bitmap in Bitmaps(survivor).Where(b => !b.Flags.HasFlag(BitmapFlags.InUse)))
