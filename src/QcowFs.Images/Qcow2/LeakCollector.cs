@@ -56,12 +56,15 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     private const int ClustersBetweenRests = 1 << 16;
     private static readonly TimeSpan Rest = TimeSpan.FromMilliseconds(5);
 
-    // Memory: 4 bytes of count and a bit for each cluster of a window.
+    // Memory: a byte of count and two bits for each cluster of a window.
     private const int WindowClusters = 4 << 20;
     private const int AttemptsPerWindow = 4;
 
     // A leak is given up, then its table's flag is set, then its own.
     private const int Rounds = 3;
+
+    private static readonly ulong CopiedOnDisk =
+        BitConverter.IsLittleEndian ? BinaryPrimitives.ReverseEndianness(L2Entry.CopiedBit) : L2Entry.CopiedBit;
 
     private readonly ManualResetEventSlim _stop = new();
     private Action _commit = static () => { };
@@ -145,11 +148,18 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     void IReferenceVisitor.ActiveCluster(long entryOffset, L2Entry entry)
     {
         _sawClearFlag |= !entry.Copied && !entry.IsCompressed;
-        PauseAfter(1);
+        RestAfter(1);
+    }
+
+    void IReferenceVisitor.ActiveClusters(long entryOffset, ReadOnlySpan<ulong> entries)
+    {
+        for (int i = 0; i < entries.Length && !_sawClearFlag; i++)
+            _sawClearFlag = (entries[i] & CopiedOnDisk) == 0;
+        RestAfter(entries.Length);
     }
 
     // The bounded rate.
-    private void PauseAfter(int clusters)
+    private void RestAfter(int clusters)
     {
         _visited += clusters;
         if (_visited < ClustersBetweenRests)
@@ -269,7 +279,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
             entry = new L1Entry(state.L1[index]);
             for (int at = 0; at < state.Header.ClusterSize; at += state.Cache.PageSize)
                 SetFlagsOnPage(judge, index, entry.TableOffset + at);
-            PauseAfter(state.Header.L2Entries);
+            RestAfter(state.Header.L2Entries);
             if (state.Cache.NeedsCommit)
                 _commit();
         }

@@ -70,6 +70,9 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
     /// <summary>Makes room in the file.</summary>
     public Qcow2Space Space => _space;
 
+    /// <summary>What the image is made of. For tests.</summary>
+    internal Qcow2State State => _state;
+
     private ResidentTable L1 => _state.L1;
 
     public Extent Lookup(long offset, long length)

@@ -84,6 +84,9 @@ internal sealed class Qcow2State
     /// <summary>Removals that no commit has taken yet.</summary>
     public int RemovalCount => _removals.Count;
 
+    /// <summary>The removals that no commit has taken yet. For tests, while no other thread uses the image.</summary>
+    internal IReadOnlyList<Removal> Removals => _removals;
+
     /// <summary>Whether a commit has anything to do. Exact under the gate, else a hint that never misses what the caller's own
     /// earlier calls left.</summary>
     public bool IsDirty => _fileDirty || _tablesDirty || _removals.Count > 0 || _frozenRemovals > 0 || Cache.DirtyCount > 0;

@@ -14,7 +14,7 @@ internal static class CheckCommand
     };
 
     public static Command Table { get; } = new(
-        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.Json], Run)
+        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.References, ImageOptions.Json], Run)
     {
         Notes = """
             Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only; after a repair they say what is left.
@@ -26,11 +26,20 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format)
-            : ImageOptions.Opener.Repair(path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format);
+        CheckReport report = Check(line, path, format);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
+    }
+
+    private static CheckReport Check(ParsedLine line, string path, string? format)
+    {
+        RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
+        using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
+        Action<double>? report = progress is null ? null : progress.Report;
+        return mode is null ? ImageOptions.Opener.Check(path, format, policy, report)
+            : ImageOptions.Opener.Repair(path, mode.Value, format, policy, report);
     }
 
     private static void Print(string path, CheckReport report)
