@@ -113,14 +113,20 @@ public sealed class ResizeTests
     {
         PreparedImage image = SimulatedImages.Prepare(new Geometry("cluster_size=512,compat=0.10", 70_144, InitialContent.Snapshot));
         SimulatedDisk disk = SimulatedImages.DiskOf(image);
-        Qcow2Header header = Qcow2HeaderReader.Read(disk.Open("image"));
-        Qcow2Snapshot snapshot = Qcow2SnapshotTable.Read(header, disk.Open("image")).Snapshots[0];
-        byte[] entry = new byte[snapshot.SizeOnDisk];
-        (snapshot with { Extra = [] }).WriteTo(entry);
-        disk.Open("image").Write(snapshot.Offset, entry);
+        DropSnapshotSize(disk, "image");
         Assert.Equal(
             "image: size: snapshot \"before\" does not state its own size, so it would change with the disk's; delete the snapshot first",
             Assert.Throws<ImageFormatException>(() => Resize(disk, image, 80_384)).Message);
+    }
+
+    internal static void DropSnapshotSize(SimulatedDisk disk, string name)
+    {
+        using SimulatedStorage file = disk.Open(name);
+        Qcow2Snapshot snapshot = Qcow2SnapshotTable.Read(Qcow2HeaderReader.Read(file), file).Snapshots[0];
+        byte[] entry = new byte[snapshot.SizeOnDisk];
+        (snapshot with { Extra = [] }).WriteTo(entry);
+        file.Write(snapshot.Offset, entry);
+        file.Sync();
     }
 
     /// <summary>A smaller disk needs a smaller L1 table, whose rest is given back.</summary>

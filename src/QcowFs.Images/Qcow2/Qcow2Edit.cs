@@ -47,6 +47,9 @@ internal sealed class Qcow2Edit
     // I10: bits that stay true. An edit that changes the active disk sees to its bitmaps. A version 2 header has no such field.
     private AutoclearFeatures Kept => Header.AutoclearFeatures & (AutoclearFeatures.RawExternalData | AutoclearFeatures.Bitmaps);
 
+    /// <summary>Begins an edit that is a part of a repair, which has checked the image.</summary>
+    public static Qcow2Edit BeginChecked(Qcow2Header header, IStorage file) => new(header, file);
+
     /// <summary>Marks the image as in use.</summary>
     public void BeginUse() => SetAutoclear(Kept | AutoclearFeatures.InUse);
 

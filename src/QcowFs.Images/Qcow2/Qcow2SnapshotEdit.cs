@@ -122,6 +122,34 @@ internal sealed class Qcow2SnapshotEdit
         edit.EndUse();
     }
 
+    /// <summary>Gives entries the extra data that version 3 demands, in an image in which a check found nothing else wrong. Such an entry
+    /// means the size that the disk has now, as far as its L1 table reaches.</summary>
+    public static void Complete(Qcow2Header header, IStorage file) => new Qcow2SnapshotEdit(header, file).Complete();
+
+    private void Complete()
+    {
+        byte[] table = Serialize([.. _table.Snapshots.Select(WithExtra)]);
+        Qcow2Edit edit = Qcow2Edit.BeginChecked(_header, _file);
+        long tableOffset = edit.Counts.Take(table.Length);
+        edit.BeginUse();
+        edit.WriteTable(tableOffset, table);
+        edit.Counts.WriteRaised();
+        SwitchTable(edit, tableOffset, _table.Snapshots.Count);
+        edit.Counts.WriteLowered();
+        edit.EndUse();
+    }
+
+    private Qcow2Snapshot WithExtra(Qcow2Snapshot snapshot)
+    {
+        if (snapshot.Extra.Length >= Qcow2Snapshot.Version3ExtraSize)
+            return snapshot;
+        byte[] extra = new byte[ExtraSize];
+        BinaryPrimitives.WriteUInt64BigEndian(extra, snapshot.VmStateSize);
+        BinaryPrimitives.WriteInt64BigEndian(extra.AsSpan(8), (long)UInt128.Min((ulong)_header.VirtualSize, (UInt128)snapshot.L1Size * (ulong)_header.L2Coverage));
+        BinaryPrimitives.WriteUInt64BigEndian(extra.AsSpan(16), ulong.MaxValue);
+        return snapshot with { Extra = extra };
+    }
+
     // T1
     private void SwitchTable(Qcow2Edit edit, long offset, int count)
     {

@@ -306,6 +306,12 @@ public sealed class MutationTests(ITestOutputHelper output)
             "if (first < 0)",
             nameof(Probes.Undercounted)),
         new Mutation(
+            "L5 COPIED is set beside a snapshot's reference",
+            "Qcow2/LeakCollector.cs",
+            "window[cluster] == 1 && !touched.Contains(cluster) && state.Refcounts.Get(counts, cluster) == 1",
+            "!touched.Contains(cluster)",
+            nameof(Probes.MissingFlags)),
+        new Mutation(
             "Z4 a table that a snapshot refers to is cut",
             "Qcow2/Qcow2Resize.cs",
             "if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1)",

@@ -101,6 +101,8 @@ public static class Probes
 
     public static void CrashOfResizedBitmaps() => new BitmapTests().A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(70_144, 2_200_064);
 
+    public static void MissingFlags() => new RecoveryTests().A_crash_in_it_leaves_leaks_and_missing_flags_at_worst("cluster_size=512", InitialContent.Snapshot);
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 
     public static void AddCowCrash()
