@@ -44,7 +44,7 @@ internal sealed class AddCowFormat : IImageFormat
 
         public ImageFileFacts Describe() => AddCowDescription.Of(header, file, null);
 
-        public ImageFileFacts Describe(long? dataLength) => AddCowDescription.Of(header, file, dataLength);
+        public ImageFileFacts Describe(long? dataSize) => AddCowDescription.Of(header, file, dataSize);
 
         public CheckReport Check() => throw Unreached();
 

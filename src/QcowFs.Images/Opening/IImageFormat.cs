@@ -84,9 +84,9 @@ internal interface IImageLayer
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 
-    /// <summary>As <see cref="Describe()"/>, where facts follow from the length of the data file.</summary>
-    /// <param name="dataLength">Its length in bytes, or null where it is not known.</param>
-    ImageFileFacts Describe(long? dataLength) => Describe();
+    /// <summary>As <see cref="Describe()"/>, where facts follow from the size of the data file's disk.</summary>
+    /// <param name="dataSize">That size in bytes, or null where it is not known.</param>
+    ImageFileFacts Describe(long? dataSize) => Describe();
 
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
