@@ -65,6 +65,9 @@ internal interface IBlockMap : IDisposable
     /// <summary>Whether anything waits for a commit, including space to be freed.</summary>
     bool IsDirty { get; }
 
+    /// <summary>Times that metadata was not in memory and had to be read; 0 where all of it is.</summary>
+    long MetadataReads => 0;
+
     /// <summary>Called before the first change that a writer makes: marks the image as in use, durably (I9, I10).</summary>
     void BeginUse();
 

@@ -39,9 +39,9 @@ internal interface IImageLayer
     /// <summary>The names of other files that the image needs.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
-    /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
-    /// Faults: <see cref="ImageFormatException"/>.</summary>
-    IImageLayer AtSnapshot(string name);
+    /// <summary>The same image with an internal snapshot's disk, found by name or id, or with <paramref name="isId"/> by id alone, in
+    /// place of the active one; for reading only. Faults: <see cref="ImageFormatException"/>.</summary>
+    IImageLayer AtSnapshot(string name, bool isId);
 
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
@@ -81,9 +81,7 @@ internal static class ImageFormats
     /// <see cref="ImageFormatException"/>: taken for raw, its container would be served as the disk.</summary>
     public static IImageFormat? Probe(IStorage file)
     {
-        byte[] start = new byte[Math.Min(LongestMagic, file.Length)];
-        file.Read(0, start);
-        IImageFormat? format = All.FirstOrDefault(f => f.Recognises(start));
+        IImageFormat? format = Recognise(file, out byte[] start);
         if (format is null && ForeignFormats.Name(start) is { } foreign)
         {
             throw new ImageFormatException(file.Name, "format", 0, $"the file looks like {foreign}, which cannot be opened",
@@ -91,5 +89,16 @@ internal static class ImageFormats
         }
 
         return format;
+    }
+
+    /// <summary>The format whose magic number the file begins with, or null; without an opinion on what else it may be.</summary>
+    public static IImageFormat? Recognise(IStorage file) => Recognise(file, out _);
+
+    private static IImageFormat? Recognise(IStorage file, out byte[] start)
+    {
+        byte[] read = new byte[Math.Min(LongestMagic, file.Length)];
+        file.Read(0, read);
+        start = read;
+        return All.FirstOrDefault(f => f.Recognises(read));
     }
 }
