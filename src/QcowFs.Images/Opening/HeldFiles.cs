@@ -10,8 +10,9 @@ namespace QcowFs.Images;
 /// <param name="files">Opens and locks.</param>
 public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
 {
-    private readonly Lock _gate = new(); // guards _held
+    private readonly Lock _gate = new(); // guards _held and _same
     private readonly Dictionary<string, FileStorage> _held = [];
+    private readonly HashSet<(string First, string Second)> _same = [];
 
     /// <inheritdoc/>
     public IStorage Open(string path, HostAccess access, bool directIo) =>
@@ -31,7 +32,17 @@ public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
     public long? TryGetLength(string directory, string relativePath) => files.TryGetLength(directory, relativePath);
 
     /// <inheritdoc/>
-    public bool IsSameFile(string first, string second) => files.IsSameFile(first, second);
+    public bool IsSameFile(string first, string second)
+    {
+        lock (_gate)
+        {
+            // H1: what was found to be one file stays it.
+            if (_same.Contains((first, second))) return true;
+            bool isSame = files.IsSameFile(first, second);
+            if (isSame) _same.Add((first, second));
+            return isSame;
+        }
+    }
 
     /// <inheritdoc/>
     public IStorage CreateUnnamed(string beside, string name, bool directIo)

@@ -85,7 +85,7 @@ internal sealed class MountServer : IDisposable
                 Describe = ErrorLine.For,
             },
             () => _settings.HasOverlay
-                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _overlayPath, open)
+                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _settings.OverlayFile, open)
                 : new ImageHold(HostFileSystem.Instance, _settings.Source, open));
         return _mountPoint.IsFile
             ? DiskFileSystem.ForFile(image, _settings.Tree)
@@ -181,7 +181,7 @@ internal sealed class MountServer : IDisposable
     {
         const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
         if (_settings.HasOverlay && _overlayPath is null) return "not run"; // it is gone
-        ImageFileFacts facts = hold.ReadFacts();
+        ImageFileFacts facts = hold is OverlayHold overlay ? overlay.ReadOverlayFacts() : hold.ReadFacts();
         bool isWorthIt = facts.ClusterSize is { } cluster && facts.ActualSize / cluster <= mostClusters;
         return isWorthIt ? CheckCommand.Summary(hold.Check()) : "not run";
     }
