@@ -1,6 +1,5 @@
 // Broken images in large numbers: valid ones that qemu-img made, with a few fields changed to values that hurt parsers. One seed gives
 // one image. Where the fields are comes from the valid image's own structures.
-using QcowFs.Images;
 using QcowFs.Images.Qcow2;
 using QcowFs.Storage;
 
@@ -187,19 +186,4 @@ public sealed class Specimen
 
     /// <summary>A place worth damaging.</summary>
     private readonly record struct Field(long Offset, int Width, string Name);
-}
-
-/// <summary>A host with one image in memory and, under any name that ends in "data", a file of zeros.</summary>
-public sealed class OneImage(byte[] bytes) : IHostFiles
-{
-    public IStorage Open(string path, HostAccess access, bool directIo) => path == "image" ? Specimen.Storage(bytes)
-        : path.EndsWith("data", StringComparison.Ordinal) ? new MemoryStorage(path, 1 << 20)
-        : throw new StorageException(QcowFs.Native.Errno.ENOENT, "open", path);
-
-    public IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
-        Open(relativePath, access, directIo);
-
-    public void SyncName(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "sync", path);
-
-    public void Delete(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "delete", path);
 }

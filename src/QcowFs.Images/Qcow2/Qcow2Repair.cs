@@ -44,6 +44,7 @@ internal static class Qcow2Repair
 
         if (now.Report is { CheckErrors: 0, Corruptions: 0 })
             ClearMarks(file);
+        CutTail(file, now);
         return now.Report with
         {
             CorruptionsFixed = Math.Max(0, before.Report.Corruptions - now.Report.Corruptions),
@@ -58,6 +59,8 @@ internal static class Qcow2Repair
         Qcow2Diagnosis now = found;
         if (CorrectCounts(file, now, mode, windowClusters))
             now = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
+        else if (found is { NeedsRebuild: true, PointsOutside: false } && mode == RepairMode.All)
+            return found with { Report = found.Report with { Findings = RepairText.Without(found.Report.Findings, RepairText.NoRebuildSize) } };
 
         // COPIED follows the counts, so they must be right first. It may be set with the leaks where nothing else is wrong.
         bool mayMend = mode == RepairMode.All || now.Report is { CheckErrors: 0 } && now.Report.Corruptions == now.Harmless;
@@ -72,7 +75,22 @@ internal static class Qcow2Repair
             }
         }
 
+        if (mode == RepairMode.All && now is { IncompleteSnapshots: > 0, Report.CheckErrors: 0 } && now.Report.Corruptions == now.IncompleteSnapshots)
+        {
+            Qcow2SnapshotEdit.Complete(Qcow2HeaderReader.Read(file), file);
+            now = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
+        }
+
         return now;
+    }
+
+    // R2: what lies behind the last cluster that has a count or a reference is nothing's, where all references are known.
+    private static void CutTail(IStorage file, Qcow2Diagnosis now)
+    {
+        if (now.Report is not { CheckErrors: 0, Corruptions: 0, Leaks: 0, ImageEndOffset: { } end } || !now.ReferencesKnown || file.Length <= end)
+            return;
+        file.SetLength(end);
+        file.Sync();
     }
 
     // Whether anything was changed.
