@@ -11,6 +11,7 @@ public sealed class ImageStatistics
     private long _commits;
     private long _blocksAllocated;
     private long _bytesCopied;
+    private long _bytesShared;
 
     /// <summary>Guest bytes read.</summary>
     public long BytesRead => Interlocked.Read(ref _bytesRead);
@@ -32,6 +33,14 @@ public sealed class ImageStatistics
 
     /// <summary>Bytes copied or zero-filled around partial writes to fill whole blocks.</summary>
     public long BytesCopied => Interlocked.Read(ref _bytesCopied);
+
+    /// <summary>Guest bytes that were not stored because an equal block was there.</summary>
+    public long BytesShared => Interlocked.Read(ref _bytesShared);
+
+    /// <summary>Counters of deduplication, or null where it is off.</summary>
+    public DedupStatistics? Dedup { get; internal set; }
+
+    internal void AddShared(long bytes) => Interlocked.Add(ref _bytesShared, bytes);
 
     internal void AddRead(long bytes) => Interlocked.Add(ref _bytesRead, bytes);
 

@@ -46,6 +46,15 @@ public sealed record OpenOptions
     /// <summary>Whether what a crash left is put right by a background thread; tests run it themselves.</summary>
     public bool BackgroundRecovery { get; init; } = true;
 
+    /// <summary>How writes are deduplicated, or null: not. Needs <see cref="Writable"/>, and an image that can share blocks.</summary>
+    public DedupSettings? Dedup { get; init; }
+
+    /// <summary>The open index of the image; set on the way to the format.</summary>
+    internal Dedup.AttachedIndex? AttachedIndex { get; init; }
+
+    /// <summary>Whether there is an index file beside the image; set on the way to the format.</summary>
+    internal bool HasDedupIndex { get; init; }
+
     /// <summary>Told one line for each thing a person may want to know (recovery, leaks collected, failure); may be null.</summary>
     public Action<string>? Log { get; init; }
 }

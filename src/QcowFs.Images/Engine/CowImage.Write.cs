@@ -59,6 +59,12 @@ internal sealed partial class CowImage
 
     private void WriteStep(long offset, ReadOnlySpan<byte> source)
     {
+        if (_attached is null || !TryWriteDeduplicated(offset, source))
+            WritePlain(offset, source);
+    }
+
+    private void WritePlain(long offset, ReadOnlySpan<byte> source)
+    {
         if (!TryWriteInPlace(offset, source))
             Allocating(offset, source.Length, source, static (image, at, bytes) => image.WriteExclusive(at, bytes));
     }

@@ -63,6 +63,7 @@ internal sealed partial class CowImage : IDiskImage
         _blockMask = _map.Traits.BlockSize - 1L;
         _blockBits = System.Numerics.BitOperations.Log2((uint)_map.Traits.BlockSize);
         _commits = new GroupCommit(CommitOnce);
+        _attached = Attach(options.AttachedIndex);
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
@@ -154,14 +155,16 @@ internal sealed partial class CowImage : IDiskImage
         StopRecovery();
         try
         {
+            if (_attached is not null && Failure is null)
+                SweepAndCommit();
             if (_inUse)
             {
-                // A commit may leave lowered counts for the next one (I3); each has less to do than the one before.
-                do
-                    _commits.Run();
-                while (_map.IsDirty);
+                CommitAll();
+                SweepAndCommit();
+                SealIndex();
                 ThrowIfFailed("close");
                 _map.EndUse();
+                _attached?.Bind();
             }
 
             ThrowIfFailed("close");
@@ -178,6 +181,7 @@ internal sealed partial class CowImage : IDiskImage
         _commitTimer?.Dispose();
         StopRecovery();
         _map.Dispose();
+        _attached?.Dispose();
         foreach (IStorage file in _parts.Files)
             file.Dispose();
         _backing?.Dispose();
@@ -229,6 +233,7 @@ internal sealed partial class CowImage : IDiskImage
     /// <summary>The commit that callers of Sync share: metadata in order, or only the data file where no metadata is dirty.</summary>
     private void CommitOnce()
     {
+        _readBack = 0;
         bool taken = false;
         bool done = false;
         try

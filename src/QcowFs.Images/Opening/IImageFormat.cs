@@ -43,6 +43,12 @@ internal interface IImageLayer
     /// Faults: <see cref="ImageFormatException"/>.</summary>
     IImageLayer AtSnapshot(string name);
 
+    /// <summary>Unit of mapping in bytes, or 0 where the format has none.</summary>
+    int BlockSize => 0;
+
+    /// <summary>Why blocks of the image cannot be shared, or null where they can.</summary>
+    string? SharingObstacle => "its format cannot map two blocks to one place";
+
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 

@@ -1,6 +1,7 @@
 // The image that the user named and everything below it, opened and checked but not yet presented as disks.
 //   N1. A chain ends: a file that is in it already, by device and inode or by path, is refused, and so is a chain that is too long.
 //   N2. Files are opened from the top down, disks are made from the bottom up; whatever fails, every file is closed.
+using QcowFs.Images.Dedup;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -15,12 +16,14 @@ internal sealed class ImageChain : IDisposable
     /// <summary>The least metadata cache that an image of a chain gets.</summary>
     private const long MinCacheSize = 1 << 20;
 
+    private readonly IHostFiles _files;
     private readonly ReferenceGate _gate;
     private readonly OpenOptions _options;
     private readonly List<Link> _links = [];
 
-    private ImageChain(ReferenceGate gate, OpenOptions options)
+    private ImageChain(IHostFiles files, ReferenceGate gate, OpenOptions options)
     {
+        _files = files;
         _gate = gate;
         _options = options;
     }
@@ -31,7 +34,7 @@ internal sealed class ImageChain : IDisposable
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
-        ImageChain chain = new(new ReferenceGate(files, options.References, path), options);
+        ImageChain chain = new(files, new ReferenceGate(files, options.References, path), options);
         try
         {
             HostAccess access = !options.Lock && !options.Writable ? HostAccess.Inspect
@@ -92,10 +95,39 @@ internal sealed class ImageChain : IDisposable
             _links.RemoveAt(_links.Count - 1);
             bool top = _links.Count == 0;
             // G4: only the image that the user named is ever writable.
-            disk = link.Layer.Open(link.DataFile, disk, _options with { Writable = writable && top, CacheSize = cacheSize });
+            OpenOptions options = _options with { Writable = writable && top, CacheSize = cacheSize };
+            if (top && writable)
+                options = WithIndex(options, link);
+            bool opened = false;
+            try
+            {
+                disk = link.Layer.Open(link.DataFile, disk, options);
+                opened = true;
+            }
+            finally
+            {
+                if (!opened)
+                    options.AttachedIndex?.Dispose();
+            }
         }
 
         return disk!;
+    }
+
+    /// <summary>Opens the dedup index where one is wanted, and says whether there is one where it is not.</summary>
+    private OpenOptions WithIndex(OpenOptions options, Link link)
+    {
+        if (options.Dedup is null)
+            return options with { HasDedupIndex = link.Layer.SharingObstacle is null && AttachedIndex.Exists(_files, link.File.Name) };
+        try
+        {
+            return options with { AttachedIndex = AttachedIndex.Open(_files, link.File, link.Layer.BlockSize, options.Dedup, options.Log) };
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            options.Log?.Invoke($"{exception.Message}; deduplication pauses until the next mount");
+            return options with { HasDedupIndex = true };
+        }
     }
 
     /// <summary>The file of the image that the user named.</summary>
@@ -143,6 +175,12 @@ internal sealed class ImageChain : IDisposable
         if (_options.Snapshot is not null)
             link.Layer = link.Layer.AtSnapshot(_options.Snapshot);
         link.Layer.RequireOpenable(_options.Writable);
+        if (_options.Dedup is not null && link.Layer.SharingObstacle is { } obstacle)
+        {
+            throw new ImageFormatException(file.Name, "dedup", -1, $"blocks cannot be shared: {obstacle}",
+                "convert it to qcow2 (version 3, no external data file) with qemu-img convert, or mount it without --dedup");
+        }
+
         OpenDataFile(link, _options.Writable);
     }
 

@@ -22,6 +22,14 @@ internal sealed class Qcow2Format : IImageFormat
 
         public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
 
+        public int BlockSize => header.ClusterSize;
+
+        public string? SharingObstacle =>
+            header.Version < 3 ? "version 2 has no room for the mark of a dedup index"
+            : header.HasExternalDataFile ? "an external data file keeps one place for each block"
+            : header.RefcountBits == 1 ? "its reference counts have one bit, too few to share"
+            : null;
+
         public void RequireOpenable(bool writable) => Qcow2OpenRules.Require(header, file, writable);
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
