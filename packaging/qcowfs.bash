@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot'
+    local commands='mount umount list info inspect check create map resize snapshot commit'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -22,7 +22,7 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+            options="$options -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
                 --cache= --threads --direct-io= --log= --foreground --nonempty"
             ;;
         umount)
@@ -37,6 +37,7 @@ _qcowfs() {
         inspect | map) options="$options -f --format --allow-references= --json" ;;
         check) options="$options -f --format --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
+        commit) options="$options -f --format --allow-references=" ;;
         snapshot)
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then

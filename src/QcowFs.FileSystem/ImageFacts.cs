@@ -47,10 +47,33 @@ internal static class ImageFacts
         json.WriteNumber("blocks-allocated", done.BlocksAllocated);
         json.WriteNumber("syncs", done.Syncs);
         json.WriteNumber("commits", done.Commits);
+        WriteStream(json, image.Disk.Fill);
         json.WriteString("recovery", image.Disk.Info.Recovery);
         json.WriteString("failure", image.Disk.Failure);
         json.WriteEndObject();
     });
+
+    private static void WriteStream(Utf8JsonWriter json, FillProgress? fill)
+    {
+        if (fill is null)
+        {
+            json.WriteNull("stream");
+            return;
+        }
+        json.WriteStartObject("stream");
+        json.WriteString("state", fill.State switch
+        {
+            FillState.Running => "running",
+            FillState.Waiting => "waiting for space",
+            FillState.Done => "done",
+            _ => "stopped",
+        });
+        json.WriteNumber("percent", fill.Percent);
+        json.WriteNumber("position", fill.Position);
+        json.WriteNumber("copied", fill.Copied);
+        json.WriteNumber("rate", fill.Rate);
+        json.WriteEndObject();
+    }
 
     private static byte[] Make(Action<Utf8JsonWriter> write)
     {

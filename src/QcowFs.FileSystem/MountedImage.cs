@@ -38,7 +38,14 @@ public sealed class MountedImage
 
     internal HostFileFacts HostFile => _hostFile();
 
-    internal byte[] WriteInfo() => ImageFacts.Info(Facts with { ActualSize = HostFile.Blocks * HostFileFacts.BytesPerBlock });
+    internal byte[] WriteInfo() => ImageFacts.Info(Facts with
+    {
+        ActualSize = HostFile.Blocks * HostFileFacts.BytesPerBlock,
+        FormatSpecific = WithCurrent(Facts.FormatSpecific, Disk.CurrentFacts),
+    });
+
+    private static IReadOnlyList<FormatFact> WithCurrent(IReadOnlyList<FormatFact> facts, IReadOnlyList<FormatFact> current) =>
+        current.Count == 0 ? facts : [.. facts.Where(fact => current.All(c => c.Key != fact.Key)), .. current];
 
     internal byte[] WriteMap() => ImageFacts.Map(Disk);
 

@@ -22,16 +22,21 @@ public sealed partial class ReadmeSessionTests
     }
 
     [Fact]
-    public void The_session_is_the_first_block_that_begins_with_a_prompt() => Assert.Equal(
-        ["$ a", "b", "$ c"],
-        Session(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    $ d"]));
+    public void The_session_is_all_blocks_that_begin_with_a_prompt() => Assert.Equal(
+        ["$ a", "b", "$ c", "$ d"],
+        Session(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    e", "", "    $ d"]));
 
-    private static string[] Session(string[] readme) =>
-    [
-        .. readme.SkipWhile(line => !line.StartsWith("    $ ", StringComparison.Ordinal))
-            .TakeWhile(line => line.StartsWith("    ", StringComparison.Ordinal))
-            .Select(line => line[4..]),
-    ];
+    private static string[] Session(string[] readme)
+    {
+        List<string> session = [];
+        bool isShown = false;
+        foreach (string line in readme)
+        {
+            isShown = line.StartsWith("    ", StringComparison.Ordinal) && (isShown || line.StartsWith("    $ ", StringComparison.Ordinal));
+            if (isShown) session.Add(line[4..]);
+        }
+        return [.. session];
+    }
 
     // Each command is echoed as shown, then run. As root it happens in a mount namespace that ends with it.
     private static string[] Run(string[] shown)

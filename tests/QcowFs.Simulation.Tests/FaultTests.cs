@@ -22,6 +22,8 @@ public sealed class FaultTests
         new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot),
         new Geometry("cluster_size=4096", 100_352, InitialContent.Compressed),
         new Geometry("cluster_size=512", 70_144, InitialContent.ExternalData),
+        new Geometry("cluster_size=2048", 100_352, Compress: true),
+        new Geometry("cluster_size=16384,extended_l2=on", 200_192, InitialContent.Backing, Compress: true),
     ];
 
     [Theory]
@@ -71,7 +73,7 @@ public sealed class FaultTests
             {
                 disk.SpaceLimit = disk.UsedSpace + spare;
                 int refused = 0;
-                foreach (Operation operation in Operation.Random(9, Steps, geometry.Size))
+                foreach (Operation operation in Operation.Random(9, Steps, geometry))
                 {
                     try
                     {
@@ -107,7 +109,7 @@ public sealed class FaultTests
             using (CowImage image = SimulatedImages.Open(disk, prepared))
             {
                 disk.Fail(StorageCalls.Read, Errno.EIO, n);
-                foreach (Operation operation in Operation.Random(5, Steps, geometry.Size))
+                foreach (Operation operation in Operation.Random(5, Steps, geometry))
                 {
                     for (bool done = false; !done;)
                     {
@@ -140,7 +142,7 @@ public sealed class FaultTests
         using (CowImage image = SimulatedImages.Open(disk, prepared))
         {
             disk.Fail(StorageCalls.Changes, Errno.ENOSPC, n, times);
-            foreach (Operation operation in Operation.Random(seed, Steps, geometry.Size))
+            foreach (Operation operation in Operation.Random(seed, Steps, geometry))
                 Persist(operation, image, model);
             disk.ClearFaults();
             model.CheckLive(image);
@@ -217,7 +219,7 @@ public sealed class FaultTests
             bool closing = false;
             try
             {
-                foreach (Operation operation in Operation.Random(seed, Steps, geometry.Size))
+                foreach (Operation operation in Operation.Random(seed, Steps, geometry))
                     operation.RunDoubtfully(image, model);
                 closing = true;
                 image.Close();
@@ -245,7 +247,7 @@ public sealed class FaultTests
         SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
         DiskModel model = new(prepared.Guest);
         using CowImage image = SimulatedImages.Open(disk, prepared);
-        foreach (Operation operation in Operation.Random(seed, Steps, geometry.Size))
+        foreach (Operation operation in Operation.Random(seed, Steps, geometry))
             operation.Run(image, model);
         image.Close();
         return disk.Count(kinds);

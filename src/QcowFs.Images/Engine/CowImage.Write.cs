@@ -18,7 +18,16 @@ internal sealed partial class CowImage
     {
         CheckRange(offset, source.Length, "write");
         BeginChange();
+        _parts.Changes?.Note(offset, source.Length);
         Statistics.AddWritten(source.Length);
+        if (_map.IsComplete)
+        {
+            // No mapping changes any more, so nothing needs a lock.
+            _data.Write(offset, source);
+            _dataDirty = true;
+            return;
+        }
+
         while (source.Length > 0)
         {
             int step = (int)Math.Min(source.Length, StepEnd(offset) - offset);
@@ -59,7 +68,9 @@ internal sealed partial class CowImage
 
     private void WriteStep(long offset, ReadOnlySpan<byte> source)
     {
-        if (_attached is null || !TryWriteDeduplicated(offset, source))
+        if (_compressing is not null)
+            WriteCompressing(_compressing, offset, source);
+        else if (_attached is null || !TryWriteDeduplicated(offset, source))
             WritePlain(offset, source);
     }
 
@@ -156,7 +167,7 @@ internal sealed partial class CowImage
             if (IsZero(offset, zeros))
                 return zeros;
             int whole = WholeSubBlocks(offset, zeros);
-            if (whole > 0 && _map.TryPublishZero(offset, whole))
+            if (whole > 0 && TryZeroBlocks(offset, whole))
                 return whole;
         }
         else
@@ -256,6 +267,12 @@ internal sealed partial class CowImage
                     part = Place(offset, buffer.AsSpan(0, part));
                     _dataDirty = true;
                 }
+                else if (_map.Traits.IsIdentity)
+                {
+                    // The block may be a hole of the data file.
+                    _data.Reserve(extent.Host, part);
+                    _dataDirty = true;
+                }
 
                 offset += part;
             }
@@ -266,10 +283,81 @@ internal sealed partial class CowImage
         }
     }
 
+    /// <summary>Copies from the backing image what the image does not hold itself of a range of whole blocks. What reads as zeros becomes a
+    /// hole of the data file.</summary>
+    /// <returns>Bytes that were missing.</returns>
+    internal long FillRange(long offset, long length)
+    {
+        long filled = 0;
+        BeginChange();
+        Allocating(offset, length, default, (image, at, _) => filled = image.FillExclusive(at, length));
+        return filled;
+    }
+
+    /// <summary>Makes durable that nothing is missing.</summary>
+    internal void CompleteFill()
+    {
+        BeginChange();
+        _commits.Run();
+    }
+
+    /// <summary>The first byte from <paramref name="offset"/> on that the image does not hold itself, or the disk's end.</summary>
+    internal long FindMissing(long offset)
+    {
+        int slot = _epoch.Enter();
+        try
+        {
+            while (offset < Length && !_map.IsComplete)
+            {
+                Extent extent = _map.Lookup(offset, Length - offset);
+                if (extent.Kind == ExtentKind.Backing)
+                    return offset;
+                offset += extent.Length;
+            }
+
+            return Length;
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
+    }
+
+    private long FillExclusive(long offset, long length)
+    {
+        long filled = 0;
+        byte[] buffer = ArrayPool<byte>.Shared.Rent((int)Math.Max(ComposeLimit, _blockMask + 1));
+        try
+        {
+            for (long end = offset + length; offset < end;)
+            {
+                Extent extent = _map.Lookup(offset, Math.Min(end - offset, buffer.Length & ~_blockMask));
+                int part = (int)extent.Length;
+                if (extent.Kind == ExtentKind.Backing)
+                {
+                    ReadGuest(offset, buffer.AsSpan(0, part));
+                    bool isZero = !buffer.AsSpan(0, part).ContainsAnyExcept((byte)0);
+                    if (!isZero || !TryZeroBlocks(offset, part))
+                        part = Place(offset, buffer.AsSpan(0, part));
+                    filled += part;
+                }
+
+                offset += part;
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+
+        return filled;
+    }
+
     private void ZeroRange(long offset, long length, string operation)
     {
         CheckRange(offset, length, operation);
         BeginChange();
+        _parts.Changes?.Note(offset, length);
         long end = offset + length;
         while (offset < end)
         {
@@ -302,7 +390,7 @@ internal sealed partial class CowImage
 
             // The last sub-block of the disk may be cut by the disk's end.
             long wholeEnd = end == Length ? end : end & -subBlock;
-            if ((offset & (subBlock - 1)) == 0 && wholeEnd > offset && _map.TryPublishZero(offset, wholeEnd - offset))
+            if ((offset & (subBlock - 1)) == 0 && wholeEnd > offset && TryZeroBlocks(offset, wholeEnd - offset))
             {
                 offset = wholeEnd;
                 continue;
@@ -312,6 +400,17 @@ internal sealed partial class CowImage
             WriteZeroBytes(offset, next - offset);
             offset = next;
         }
+    }
+
+    /// <summary>Makes whole sub-blocks read as zeros without writing their bytes. False: the format cannot.</summary>
+    private bool TryZeroBlocks(long offset, long length)
+    {
+        if (!_map.Traits.IsIdentity)
+            return _map.TryPublishZero(offset, length);
+        _data.Discard(offset, length);
+        _dataDirty = true; // I1: before a commit can see the mapping
+        _map.Publish(new Reservation(offset, offset + length, offset, ReadsAsZero: true, InPlace: false));
+        return true;
     }
 
     private void WriteZeroBytes(long offset, long length)

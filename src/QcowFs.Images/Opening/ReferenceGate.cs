@@ -5,7 +5,7 @@
 //   G3. With the policy Directory everything stays beneath one root, the directory of the image that the user named; the root does
 //       not move along a chain. The kernel walks the path and refuses to leave the root in the same step that opens the file, so
 //       neither a symbolic link nor a change of the tree between check and open leads out.
-//   G4. A backing file is opened for reading only.
+//   G4. A backing file is opened for reading only, except by a commit, which the user asked to write it.
 using QcowFs.Native;
 using QcowFs.Storage;
 
@@ -24,10 +24,11 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     /// <summary>What the name leads to, judged by its text alone: no file is touched.</summary>
     public ImageReference Judge(string image, NamedReference reference)
     {
-        string? path = Resolve(image, reference.Name);
+        string name = reference.HostName ?? reference.Name;
+        string? path = Resolve(image, name);
         string? refusal = policy switch
         {
-            _ when path is null => RefuseName(reference.Name),
+            _ when path is null => RefuseName(name),
             ReferencePolicy.None => "references are not allowed",
             ReferencePolicy.Directory when Beneath(path) is null => OutsideRoot(),
             _ => null,
@@ -46,7 +47,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
             throw Refused(judged, judged.Refusal, AllowAll);
         // G4
         HostAccess access = !options.Lock ? HostAccess.Inspect
-            : writable && reference.Kind == ReferenceKind.DataFile ? HostAccess.Write : HostAccess.Read;
+            : writable ? HostAccess.Write : HostAccess.Read;
         try
         {
             return OpenAllowed(judged.Path, access, options.DirectIo);
@@ -80,6 +81,15 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
             return fault.Errno == Errno.EXDEV ? judged with { Refusal = OutsideRoot() }
                 : judged with { Problem = ErrnoText.Describe(fault.Errno) };
         }
+    }
+
+    /// <summary>The length of the regular file that the name leads to, where it is allowed; nothing is opened for it.</summary>
+    public long? LengthOf(string image, NamedReference reference)
+    {
+        ImageReference judged = Judge(image, reference);
+        if (!judged.IsAllowed || policy == ReferencePolicy.All || judged.Path!.Split('/').Contains(".."))
+            return null;
+        return files.TryGetLength(_root.Length == 0 ? "." : _root, Beneath(judged.Path)!);
     }
 
     private IStorage OpenAllowed(string path, HostAccess access, bool directIo) => policy == ReferencePolicy.All
@@ -123,4 +133,5 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
 /// <param name="Kind">What it is to the image.</param>
 /// <param name="Name">The name; any text.</param>
 /// <param name="Format">The format stated for it, or null.</param>
-internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format);
+/// <param name="HostName">The name in this host's form where the image states it in another's, or null.</param>
+internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format, string? HostName = null);

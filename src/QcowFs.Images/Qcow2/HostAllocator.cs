@@ -77,6 +77,12 @@ internal sealed class HostAllocator
     /// <summary>One past the last cluster that was ever in the file or handed out.</summary>
     public long Tail => Volatile.Read(ref _tail);
 
+    /// <summary>What can be handed out again, in ascending order. For tests, while no other thread allocates.</summary>
+    internal IEnumerable<ClusterRun> FreeRuns => _order.Select(first => _byFirst[first]);
+
+    /// <summary>The clusters whose counts have not been looked at yet: from the first up to the second. For tests.</summary>
+    internal (long First, long End) NotScanned => (_scanned, _scanLimit);
+
     /// <summary>Hands out a run of 1 to <paramref name="wanted"/> clusters. Throws <see cref="StorageException"/> with ENOSPC when
     /// the host is full.</summary>
     public ClusterRun Take(long wanted)

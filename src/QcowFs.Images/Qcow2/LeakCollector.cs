@@ -51,7 +51,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     private const int ClustersBetweenRests = 1 << 16;
     private static readonly TimeSpan Rest = TimeSpan.FromMilliseconds(5);
 
-    // Memory: 4 bytes of count and a bit for each cluster of a window.
+    // Memory: a byte of count and two bits for each cluster of a window.
     private const int WindowClusters = 4 << 20;
     private const int AttemptsPerWindow = 4;
 
@@ -120,9 +120,14 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     {
     }
 
-    void IReferenceVisitor.ActiveCluster(long entryOffset, L2Entry entry)
+    void IReferenceVisitor.ActiveCluster(long entryOffset, L2Entry entry) => RestAfter(1);
+
+    void IReferenceVisitor.ActiveClusters(long entryOffset, ReadOnlySpan<ulong> entries) => RestAfter(entries.Length);
+
+    private void RestAfter(int clusters)
     {
-        if (++_visited < ClustersBetweenRests)
+        _visited += clusters;
+        if (_visited < ClustersBetweenRests)
             return;
         _visited = 0;
         if (_stop.Wait(Rest))

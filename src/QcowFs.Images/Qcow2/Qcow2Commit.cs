@@ -41,13 +41,15 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private long _headerTableOffset = state.Header.RefcountTableOffset;
     private bool _inUse;
 
+    /// <summary>The bits that stay true while we write (I10).</summary>
+    private AutoclearFeatures KeptAutoclear => state.Header.AutoclearFeatures
+        & (AutoclearFeatures.RawExternalData | (state.Bitmaps is null ? AutoclearFeatures.None : AutoclearFeatures.Bitmaps));
+
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
     /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
     public bool Run(Func<bool> takeDataDirty)
     {
-        Frozen frozen;
-        lock (_cache.Gate)
-            frozen = Freeze();
+        Frozen frozen = state.CompressedSpace?.WithoutStreams(Freeze) ?? Freeze();
         bool hasMetadata = frozen.HasMetadata;
         bool written = false;
         try
@@ -72,8 +74,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
             if (_inUse)
                 return;
             state.File.Read(0, _headerSector);
+            state.Bitmaps?.Begin(); // D1: the sync of the mark covers theirs
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);
+                WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);
             _inUse = true;
         }
     }
@@ -84,6 +87,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     {
         lock (_useLock)
         {
+            lock (_cache.Gate)
+                state.CompressedSpace?.Release();
             long end = state.Allocator!.UsedEnd() << _clusterBits;
             if (state.File.Length > end)
             {
@@ -91,29 +96,32 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 state.File.Sync();
             }
 
+            state.Bitmaps?.End(); // D2
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData)
-                    | (!recovered ? AutoclearFeatures.InUse
-                        : state.Shared.LeavesMark ? AutoclearFeatures.DedupIndex : AutoclearFeatures.None));
+                WriteAutoclear(KeptAutoclear | (!recovered ? AutoclearFeatures.InUse
+                    : state.Shared.LeavesMark ? AutoclearFeatures.DedupIndex : AutoclearFeatures.None));
             _inUse = false;
         }
     }
 
     private Frozen Freeze()
     {
-        ResidentTable counts = state.Refcounts.Table;
-        Frozen frozen = new()
+        lock (_cache.Gate)
         {
-            Pages = _cache.Freeze(),
-            CountTable = counts,
-            CountPieces = counts.Freeze(),
-            L1Pieces = state.L1.Freeze(),
-            Removals = state.FreezeRemovals(),
-            FileDirty = state.FileDirty,
-            Cleared = state.Shared.FreezeCleared(),
-        };
-        state.FileDirty = false;
-        return frozen;
+            ResidentTable counts = state.Refcounts.Table;
+            Frozen frozen = new()
+            {
+                Pages = _cache.Freeze(),
+                CountTable = counts,
+                CountPieces = counts.Freeze(),
+                L1Pieces = state.L1.Freeze(),
+                Removals = state.FreezeRemovals(),
+                FileDirty = state.FileDirty,
+                Cleared = state.Shared.FreezeCleared(),
+            };
+            state.FileDirty = false;
+            return frozen;
+        }
     }
 
     private void Thaw(Frozen frozen, bool written)
@@ -339,7 +347,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
                 else if (count > 1)
                     continue;
-                else if (found.Count > 0 && found[^1].End == cluster)
+                state.CompressedSpace?.Leave(cluster);
+                if (found.Count > 0 && found[^1].End == cluster)
                     found[^1] = found[^1] with { Count = found[^1].Count + 1 };
                 else
                     found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));

@@ -16,7 +16,7 @@ internal sealed class Qcow2Format : IImageFormat
     public IImageBlueprint Design(ImageRequest request, CreateOptions options) =>
         new Qcow2Blueprint(Qcow2CreateOptions.Parse(request, options));
 
-    private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IImageLayer
+    private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IOverlayLayer
     {
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
 
@@ -29,6 +29,8 @@ internal sealed class Qcow2Format : IImageFormat
             : header.HasExternalDataFile ? "an external data file keeps one place for each block"
             : header.RefcountBits == 1 ? "its reference counts have one bit, too few to share"
             : null;
+
+        public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
 
         public void RequireOpenable(bool writable) => Qcow2OpenRules.Require(header, file, writable);
 
@@ -59,6 +61,12 @@ internal sealed class Qcow2Format : IImageFormat
         public CheckReport Check() => Qcow2Checker.Check(file);
 
         public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
+
+        public BaseIdentity? Base => Qcow2Overlay.ReadBase(header);
+
+        public void Remember(BaseIdentity identity) => Qcow2Overlay.WriteBase(header, file, identity);
+
+        public void Empty() => Qcow2Overlay.Empty(header, file);
     }
 
     private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint

@@ -14,7 +14,7 @@ internal static class CheckCommand
     };
 
     public static Command Table { get; } = new(
-        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.Json], Run)
+        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.References, ImageOptions.Json], Run)
     {
         Notes = """
             Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only; after a repair they say what is left.
@@ -26,8 +26,10 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format)
-            : ImageOptions.Opener.Repair(path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format);
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
+        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format, policy)
+            : ImageOptions.Opener.Repair(
+                path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format, policy);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;

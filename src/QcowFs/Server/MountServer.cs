@@ -28,6 +28,8 @@ internal sealed class MountServer : IDisposable
     private readonly MountedImage _image;
     private readonly DiskFileSystem _fileSystem;
     private readonly FileStorage _hostFile; // for facts only; by descriptor, since the mount may cover the path (M3)
+    private readonly OpenedOverlay? _overlay;
+    private readonly string? _overlayPath; // absolute; null: none, or a temporary one
     private readonly ManualResetEventSlim _ended = new(false);
     private FuseMount? _mount;
     private Receipt? _receipt; // set before _ended
@@ -42,18 +44,32 @@ internal sealed class MountServer : IDisposable
             : settings.StaysInForeground ? null : RuntimeDirectory.Create() + "/qcowfs.log";
         _log = new ServerLog(log, _mountPoint.Path, TimeProvider.System);
         _source = Path.GetFullPath(settings.Source);
+        _overlayPath = settings.OverlayFile is { } overlay ? Path.GetFullPath(overlay) : null;
         _hostFile = HostFiles.Open(settings.Source, StorageAccess.Read);
         // Read before the mount exists (M3), with ourselves as who has it open.
         ImageFileFacts facts = ImageOptions.Opener.ReadInfo(settings.Source, settings.Open.Format) with
         {
-            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.IsWritable),
+            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.Open.Writable),
         };
-        IDiskImage disk = ImageOptions.Opener.Open(settings.Source, settings.Open with { Log = _log.Write });
+        OpenOptions open = settings.Open with { Log = _log.Write };
+        if (open.StreamRate is not null && facts.Format != "add-cow")
+        {
+            throw CommandFailure.Usage(MountSettings.Stream.Display, $"{settings.Source} is {facts.Format}, and only add-cow images are filled from their backing file",
+                "leave it out");
+        }
+        if (settings.HasOverlay) _overlay = OpenOverlay(open);
+        IDiskImage disk = _overlay?.Disk ?? ImageOptions.Opener.Open(settings.Source, open);
         facts = facts with { VirtualSize = disk.Length }; // a snapshot's may be another than the image's
         _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
         _fileSystem = _mountPoint.IsFile
             ? DiskFileSystem.ForFile(_image, settings.Tree)
             : DiskFileSystem.ForDirectory(_image, settings.Tree, TimeProvider.System);
+    }
+
+    private OpenedOverlay OpenOverlay(OpenOptions options)
+    {
+        OverlayOpener opener = new(HostFileSystem.Instance);
+        return _settings.OverlayFile is { } file ? opener.Open(_settings.Source, file, options) : opener.OpenTemporary(_settings.Source, options);
     }
 
     /// <summary>Serves the mount; returns when it has ended and everything is closed. <paramref name="ready"/> is called when the mount
@@ -115,7 +131,7 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        _log.Write($"mounted {_source}{(_settings.IsWritable ? ", writable" : "")}");
+        _log.Write($"mounted {_source}{(_overlay is not null ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
@@ -134,17 +150,24 @@ internal sealed class MountServer : IDisposable
         return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
     }
 
-    /// <summary>Adds to the account of an image that was written what a check of it finds, unless that would take long.</summary>
+    /// <summary>Adds to the account of an image that was written what a check of it, or of the overlay in its place, finds, unless that
+    /// would take long.</summary>
     private ImageReceipt Checked(ImageReceipt receipt)
     {
         const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
-        ImageFileFacts facts = _image.Facts;
-        bool isWorthIt = receipt.Error is null && receipt.Written + receipt.Discarded > 0
-            && facts.ClusterSize is { } cluster && _hostFile.QueryFacts().Length / cluster <= mostClusters;
-        if (!isWorthIt) return receipt;
+        string written = _source;
+        if (_overlay is not null)
+        {
+            receipt = receipt with { Overlay = _overlayPath ?? ImageReceipt.TemporaryOverlay };
+            if (_overlayPath is null) return receipt;
+            written = _overlayPath;
+        }
+        if (receipt.Error is not null || receipt.Written + receipt.Discarded == 0) return receipt;
         try
         {
-            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(_source, facts.Format)) };
+            ImageFileFacts facts = ImageOptions.Opener.ReadInfo(written, _overlay is null ? _image.Facts.Format : "qcow2");
+            if (facts.ClusterSize is not { } cluster || facts.ActualSize / cluster > mostClusters) return receipt;
+            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(written, facts.Format, _settings.Open.References)) };
         }
         catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
         {
@@ -183,11 +206,18 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    /// <summary>Under an overlay the disk is kept in two files, and the overlay is the one that changes.</summary>
     private HostFileFacts HostFacts()
     {
         FileFacts facts = _hostFile.QueryFacts();
+        long allocated = facts.AllocatedBytes;
+        if (_overlay?.Facts() is { } overlay)
+        {
+            facts = overlay;
+            allocated += overlay.AllocatedBytes;
+        }
         return new HostFileFacts(
-            facts.AllocatedBytes / HostFileFacts.BytesPerBlock,
+            allocated / HostFileFacts.BytesPerBlock,
             DateTimeOffset.FromUnixTimeSeconds(facts.ModifiedSeconds).AddTicks(facts.ModifiedNanoseconds / 100));
     }
 

@@ -7,6 +7,8 @@ namespace QcowFs.Simulation.Tests.Mutations;
 public sealed class MutationTests(ITestOutputHelper output)
 {
     private const string Commit = "Qcow2/Qcow2Commit.cs";
+    private const string AddCowCommitFile = "AddCow/AddCowCommit.cs";
+    private const string AddCowResizeFile = "AddCow/AddCowResize.cs";
 
     private static readonly Mutation[] Ordering =
     [
@@ -129,7 +131,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I10 unknown auto-clear bits stay",
             Commit,
-            "WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);",
+            "WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);",
             "WriteAutoclear(state.Header.AutoclearFeatures | AutoclearFeatures.InUse);",
             nameof(Probes.Autoclear)),
         new Mutation(
@@ -158,7 +160,263 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Crash)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing];
+    private static readonly Mutation[] SpaceAndCache =
+    [
+        new Mutation(
+            "A1 what is left of a free run begins with what was handed out",
+            "Qcow2/HostAllocator.cs",
+            "Add(run with { First = run.First + wanted, Count = run.Count - wanted });",
+            "Add(run with { First = run.First + wanted - 1, Count = run.Count - wanted });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a cluster freed ahead of the scan is found again by it",
+            "Qcow2/HostAllocator.cs",
+            "if (run.First < _scanned)\n                Insert(run with { Count = Math.Min(run.End, _scanned) - run.First });",
+            "if (run.First < _scanLimit)\n                Insert(run with { Count = Math.Min(run.End, _scanLimit) - run.First });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a reservation that was given up is lost",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count, ReadsAsZero: false));",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count - 1, ReadsAsZero: false));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A2 free clusters from before are taken for zeros",
+            "Qcow2/Refcounts.cs",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: false));",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I2 a compressed stream gives up only its first cluster",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "_state.Remove(new Removal(from, ((end + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));",
+            "_state.Remove(new Removal(from, _clusterMask + 1, RemovalKind.Compressed));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 a shared block is punched",
+            Commit,
+            "else if (count > 1)\n                    continue;",
+            "else if (count > 2)\n                    continue;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 pages of a freed table stay in the cache",
+            Commit,
+            "_cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);",
+            "{ }",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A4 the end of use cuts a cluster that is in use",
+            "Qcow2/Qcow2Commit.cs",
+            "long end = state.Allocator!.UsedEnd() << _clusterBits;",
+            "long end = (state.Allocator!.UsedEnd() - 1) << _clusterBits;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "P3 a dirty page is given to another offset",
+            "Metadata/MetadataCache.cs",
+            "if (page.Unwritten != Unwritten.Nothing || page.Loading || page.Pins > 0)",
+            "if (page.Loading || page.Pins > 0)",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "narrow counts spill into their neighbours",
+            "Qcow2/RefcountEncoding.cs",
+            "packed = (byte)((packed & ~mask) | ((int)count << shift));",
+            "packed = (byte)(packed | ((int)count << shift));",
+            nameof(Probes.Invariants)),
+    ];
+
+    private static readonly Mutation[] Compression =
+    [
+        new Mutation(
+            "K1 a stream begins in a committed sector",
+            "Qcow2/CompressedSpace.cs",
+            "_next = (_next + SectorSize - 1) & -SectorSize;",
+            "",
+            nameof(Probes.CommittedSector)),
+        new Mutation(
+            "K1 a commit freezes while a stream is under way",
+            Commit,
+            "state.CompressedSpace?.WithoutStreams(Freeze) ?? Freeze()",
+            "Freeze()",
+            nameof(Probes.StreamUnderWay)),
+        new Mutation(
+            "K2 a stream counts in its first host cluster only",
+            "Qcow2/CompressedSpace.cs",
+            "for (int i = 0; i < count; i++)",
+            "for (int i = 0; i < 1; i++)",
+            nameof(Probes.ModelOfCompressing)),
+        new Mutation(
+            "K2 an abandoned stream stays counted",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "RemoveStream(reservation.Host, reservation.Host + reservation.Length);",
+            "_ = reservation.Host;",
+            nameof(Probes.FullHostOfCompressing)),
+        new Mutation(
+            "K3 a cluster that is being given up takes another stream",
+            Commit,
+            "state.CompressedSpace?.Leave(cluster);",
+            "",
+            nameof(Probes.GivenUpCluster)),
+        new Mutation(
+            "K4 streams share a cluster beyond the ceiling of its count",
+            "Qcow2/CompressedSpace.cs",
+            "_inCluster >= state.Refcounts.Max",
+            "_inCluster > state.Refcounts.Max",
+            nameof(Probes.Ceiling)),
+    ];
+
+    private static readonly Mutation[] Bitmaps =
+    [
+        new Mutation(
+            "D1 a bitmap is not marked before the first change",
+            "Qcow2/BitmapTracking.cs",
+            "WriteFlags(bitmap, bitmap.Flags | BitmapFlags.InUse);",
+            "WriteFlags(bitmap, bitmap.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D2 the mark falls before the bits are durable",
+            "Qcow2/BitmapTracking.cs",
+            "bitmap.IsStored = true;",
+            "WriteFlags(bitmap.Entry, bitmap.Entry.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D5 bits are written over another structure",
+            "Qcow2/BitmapTracking.cs",
+            "&& !metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\")",
+            "&& metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\") && false",
+            nameof(Probes.SenselessBitmap)),
+        new Mutation(
+            "a discard is not recorded",
+            "Engine/CowImage.Write.cs",
+            "_parts.Changes?.Note(offset, length);\n        long end",
+            "long end",
+            nameof(Probes.ExactBitmaps)),
+    ];
+
+    private static readonly Mutation[] AddCow =
+    [
+        new Mutation(
+            "A1 bits are durable before their clusters",
+            AddCowCommitFile,
+            "if (takeDataDirty())\n                _data.Sync();\n            if (hasPages)\n            {\n                WritePages(pages);\n                _file.Sync(); // A2\n            }\n",
+            "if (hasPages)\n            {\n                WritePages(pages);\n                _file.Sync();\n            }\n\n            if (takeDataDirty())\n                _data.Sync();\n",
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "A1 the image file is not synced through its own driver",
+            AddCowCommitFile,
+            "if (takeDataDirty())\n                _data.Sync();",
+            "if (takeDataDirty() && _data is QcowFs.Images.Engine.LatchedStorage { Inner: not IDiskImage })\n                _data.Sync();",
+            nameof(Probes.AddCowCrashInQcow2)),
+        new Mutation(
+            "A2 bits are not synced",
+            AddCowCommitFile,
+            "_file.Sync(); // A2",
+            "",
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "A3 ALL_ALLOCATED is durable before the bitmap is full",
+            AddCowCommitFile,
+            "            if (takeDataDirty())",
+            """
+                        if (!_isComplete && IsEveryBitSet() && _bitmap.Geometry.Header.Layout == AddCowLayout.Final)
+                            WriteFeatures(_file, _bitmap.Geometry.Header.CompatFeatures | AddCowFeatures.AllAllocated);
+                        if (takeDataDirty())
+            """,
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "A3 ALL_ALLOCATED is set while a cluster is missing",
+            AddCowCommitFile,
+            "if (!run.IsAllocated)\n                return false;",
+            "if (!run.IsAllocated && _firstGap == 0)\n                return false;",
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "I1 a cluster is published without its bytes being known to be unsynced",
+            "Engine/CowImage.Write.cs",
+            "_dataDirty = true; // I1: before a commit can see the mapping\n        _map.Publish(new Reservation(",
+            "_map.Publish(new Reservation(",
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "I5 a cluster is filled past the end of the image",
+            "AddCow/AddCowBlockMap.cs",
+            "Math.Min((offset + (length - 1)) | _clusterMask, _diskSize - 1) + 1",
+            "((offset + (length - 1)) | _clusterMask) + 1",
+            nameof(Probes.AddCowModel)),
+        new Mutation(
+            "I5 stale bytes of the image file are taken for zeros",
+            "AddCow/AddCowBlockMap.cs",
+            "ReadsAsZero: isHole",
+            "ReadsAsZero: isPartial",
+            nameof(Probes.AddCowModel)),
+        new Mutation(
+            "I8 bits are trusted without a sync",
+            "AddCow/AddCowImage.cs",
+            "parts.Data.Sync();\n            parts.File.Sync();",
+            "",
+            nameof(Probes.AddCowCrash)),
+        new Mutation(
+            "writers of one cluster do not wait for each other",
+            "Engine/CowImage.Write.cs",
+            "_ranges.Enter(offset >> _blockBits, ((offset + length + _blockMask) >> _blockBits), exclusive);",
+            "_ranges.Enter(offset, offset + length, exclusive);",
+            nameof(Probes.AddCowWriters)),
+    ];
+
+    private static readonly Mutation[] AddCowSizes =
+    [
+        new Mutation(
+            "Z1 the mark is not set",
+            AddCowResizeFile,
+            "AddCowCommit.WriteFeatures(file, marked.CompatFeatures); // Z1",
+            "",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z2 the image file grows before its bits are written",
+            AddCowResizeFile,
+            "            if (size > old.DiskSize)\n                WriteNewBits",
+            "            data.SetLength(Math.Max(size, old.DiskSize));\n            data.Sync();\n            if (size > old.DiskSize)\n                WriteNewBits",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z2 bits of new clusters are not cleared",
+            AddCowResizeFile,
+            "long firstClear = Math.Max(old.Clusters, covered >> header.ClusterBits);",
+            "long firstClear = old.Clusters;",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z2 the cut cluster is not copied",
+            AddCowResizeFile,
+            "covered > old.DiskSize && CopyCutCluster",
+            "covered < 0 && CopyCutCluster",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z2 the cut cluster's bit is durable before its bytes",
+            AddCowResizeFile,
+            "data.Write(start, bytes);\n        data.Sync();",
+            "data.Write(start, bytes);",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z2 new bits are not synced before the image file grows",
+            AddCowResizeFile,
+            "value: false);\n        file.Sync();",
+            "value: false);",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z3 what lies past the end is not cleared",
+            AddCowResizeFile,
+            "BitmapFile.CutToSize(file, geometry);",
+            "",
+            nameof(Probes.AddCowResize)),
+        new Mutation(
+            "Z4 the mark falls before what it stands for",
+            AddCowResizeFile,
+            "BitmapFile.CutToSize(file, geometry);\n        file.Sync();\n",
+            "AddCowCommit.WriteFeatures(file, geometry.Header.CompatFeatures & ~AddCowFeatures.Resizing);\n        BitmapFile.CutToSize(file, geometry);\n        file.Sync();\n",
+            nameof(Probes.AddCowResize)),
+    ];
+
+    public static TheoryData<Mutation> Mutations =>
+    [
+        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. AddCow, .. AddCowSizes,
+        .. OverlayMutations.All,
+    ];
 
     [Theory]
     [MemberData(nameof(Mutations))]
