@@ -45,6 +45,8 @@ internal static class ImageFacts
         json.WriteNumber("bytes-discarded", done.BytesDiscarded);
         json.WriteNumber("bytes-copied", done.BytesCopied);
         json.WriteNumber("blocks-allocated", done.BlocksAllocated);
+        json.WriteNumber("bytes-shared", done.BytesShared);
+        WriteDedup(json, done.Dedup);
         json.WriteNumber("syncs", done.Syncs);
         json.WriteNumber("commits", done.Commits);
         WriteStream(json, image.Disk.Fill);
@@ -72,6 +74,28 @@ internal static class ImageFacts
         json.WriteNumber("position", fill.Position);
         json.WriteNumber("copied", fill.Copied);
         json.WriteNumber("rate", fill.Rate);
+        json.WriteEndObject();
+    }
+
+    private static void WriteDedup(Utf8JsonWriter json, DedupStatistics? done)
+    {
+        if (done is null)
+        {
+            json.WriteNull("dedup");
+            return;
+        }
+        json.WriteStartObject("dedup");
+        json.WriteNumber("hashed", done.Hashed);
+        json.WriteNumber("shared", done.Shared);
+        json.WriteNumber("unchanged", done.Unchanged);
+        json.WriteNumber("stale", done.Stale);
+        json.WriteNumber("busy", done.Busy);
+        json.WriteNumber("full", done.Full);
+        json.WriteNumber("bypassed", done.Bypassed);
+        json.WriteBoolean("bypassing", done.IsBypassing);
+        json.WriteNumber("index-entries", done.IndexEntries());
+        json.WriteNumber("index-memory", done.IndexMemory());
+        json.WriteString("paused", done.Paused());
         json.WriteEndObject();
     }
 

@@ -88,7 +88,7 @@ public sealed class MountedImage
         error = Disk.Failure ?? error; // the first failure is the cause; that of the close is its consequence
         ImageStatistics done = Disk.Statistics;
         ImageReceipt receipt = new(
-            Name, Disk.Info.Recovery, done.BytesWritten, done.BytesDiscarded, Shared: 0, Check: "not run", error);
+            Name, Disk.Info.Recovery, done.BytesWritten, done.BytesDiscarded, done.BytesShared, Check: "not run", error);
         Disk.Dispose();
         return receipt;
     }

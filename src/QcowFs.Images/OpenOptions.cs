@@ -53,6 +53,9 @@ public sealed record OpenOptions
     /// <summary>How writes are deduplicated, or null: not. Needs <see cref="Writable"/>, and an image that can share blocks.</summary>
     public DedupSettings? Dedup { get; init; }
 
+    /// <summary>Whether this open puts an end to sharing: flags are put right, and the mark of an index is not left.</summary>
+    internal bool EndsSharing { get; init; }
+
     /// <summary>The open index of the image; set on the way to the format.</summary>
     internal Dedup.AttachedIndex? AttachedIndex { get; init; }
 

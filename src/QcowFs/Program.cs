@@ -11,7 +11,7 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, CommitCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, DedupCommand.Table, CommitCommand.Table,
     ];
 
     private static int Main(string[] words)

@@ -22,11 +22,11 @@ internal sealed partial class DedupIndex
             IndexSuperblock? found = IndexSuperblock.Choose(start);
             IndexGeometry? geometry = found is null ? null
                 : IndexGeometry.ForExisting(found.LogPages, found.Buckets, settings.IndexSize, settings.Memory);
-            string? refusal = found is null ? file.Length == 0 ? null : "it is damaged"
+            string? refusal = settings.BeginsAnew ? "" : found is null ? file.Length == 0 ? null : "it is damaged"
                 : found.BlockSize != blockSize || !found.Binding.IsSameFile(binding) ? "it belongs to another image"
                 : settings.Hash is { } wanted && wanted != found.Hash ? "it was made with another hash"
                 : geometry is null ? "it does not fit the budgets" : null;
-            if (refusal is not null)
+            if (!string.IsNullOrEmpty(refusal))
                 log?.Invoke($"{file.Name}: {refusal}; a new index is begun");
             return found is null || refusal is not null
                 ? Begin(file, settings, blockSize, binding, log)
@@ -45,6 +45,24 @@ internal sealed partial class DedupIndex
         byte[] start = new byte[2 * IndexPage.Size];
         file.Read(0, start);
         return IndexSuperblock.Choose(start);
+    }
+
+    /// <summary>Entries in the logs of an index that nobody uses, deletes among them.</summary>
+    public static long CountLogEntries(IStorage file, IndexSuperblock found)
+    {
+        long entries = 0;
+        byte[] page = new byte[IndexPage.Size];
+        if (IndexGeometry.ForExisting(found.LogPages, found.Buckets, long.MaxValue, long.MaxValue) is not { } geometry)
+            return 0;
+        for (int place = 0; place < found.LogRegions.Count; place++)
+        {
+            Region region = found.LogRegions[place];
+            HashLog log = new(file, geometry, place);
+            for (long number = 0; region.State != RegionState.Free && number < geometry.LogPages && log.TryReadPage(region.Id, number, page, out int count); number++)
+                entries += count;
+        }
+
+        return entries;
     }
 
     /// <summary>The table bits, or null where they are not known for this state of the image (D8).</summary>

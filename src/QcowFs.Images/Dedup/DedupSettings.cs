@@ -34,6 +34,9 @@ public sealed record DedupSettings
     /// <summary>The hash of a new index; null: whatever an existing one uses, else XXH3.</summary>
     public DedupHash? Hash { get; init; }
 
+    /// <summary>Begins a new index even where there is one.</summary>
+    public bool BeginsAnew { get; init; }
+
     /// <summary>Fills a span with bytes that nobody can guess: keys and ids.</summary>
     public required Action<Span<byte>> FillRandom { get; init; }
 

@@ -123,6 +123,8 @@ internal static class Qcow2Image
     private static SharedClusters SharingOf(Qcow2Header header, ResidentTable l1, OpenOptions options)
     {
         bool marked = header.AutoclearFeatures.HasFlag(AutoclearFeatures.DedupIndex);
+        if (options.EndsSharing)
+            return new SharedClusters(l1.Length, null, tracks: true, needsSweep: true);
         bool hasIndex = options.Writable && (options.HasDedupIndex || options.AttachedIndex is not null);
         bool tracks = options.Writable && (marked || hasIndex || header.SnapshotCount == 0);
         return new SharedClusters(l1.Length, marked ? options.AttachedIndex?.LoadTableBits(l1.Length) : null, tracks, hasIndex && !marked)

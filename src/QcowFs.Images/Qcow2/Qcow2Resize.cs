@@ -157,6 +157,7 @@ internal sealed class Qcow2Resize
         _file.Write(_header.L1Offset, bytes);
         _file.Sync();
         _edit.Counts.WriteLowered();
+        _edit.RebuildCopied(l1, _header.L1Offset); // what shared a cluster with the part that is gone may be its only mapping now
         _edit.EndUse(contentChanges: true);
     }
 
