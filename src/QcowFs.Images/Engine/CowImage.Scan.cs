@@ -9,6 +9,9 @@ internal sealed partial class CowImage
     // After so much of the disk the work so far is made durable, and with it where to go on.
     private const long ScanStep = 64 << 20;
 
+    // How much is done between two questions whether to go on.
+    private const long ScanChunk = 64 << 10;
+
     /// <summary>Looks at every block of the disk, from where an earlier scan ended.</summary>
     /// <param name="share">Whether equal blocks are shared, or only indexed.</param>
     /// <param name="goOn">Told how many bytes of the disk are done, and says whether to go on.</param>
@@ -30,7 +33,7 @@ internal sealed partial class CowImage
                 continue;
             }
 
-            long end = Math.Min(offset + extent.Length, offset + (4 << 20)) & ~_blockMask;
+            long end = Math.Min(offset + extent.Length, offset + ScanChunk) & ~_blockMask;
             for (end = Math.Max(end, offset + BlockSize); offset < end; offset += BlockSize)
                 pass.Look(offset);
             if (offset - saved < ScanStep)

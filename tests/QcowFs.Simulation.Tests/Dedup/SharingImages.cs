@@ -110,12 +110,18 @@ internal static class SharingImages
         return shared;
     }
 
-    private static UInt128 WeakHash(byte[] block)
+    /// <summary>A sum of 8 bits over a block; its last byte adds itself.</summary>
+    public static byte WeakSum(ReadOnlySpan<byte> block)
     {
         byte sum = 0;
         foreach (byte one in block)
             sum = unchecked((byte)((sum * 31) + one));
-        ulong half = sum * 0x0101_0101_0101_0101UL;
+        return sum;
+    }
+
+    private static UInt128 WeakHash(byte[] block)
+    {
+        ulong half = WeakSum(block) * 0x0101_0101_0101_0101UL;
         return new UInt128(half, half);
     }
 }

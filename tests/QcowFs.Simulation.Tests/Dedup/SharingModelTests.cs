@@ -46,7 +46,7 @@ public sealed class SharingModelTests
                 AssertClean(disk, $"{geometry} seed {seed} session {session}");
             }
 
-            Assert.True(shared > 10, $"{geometry} seed {seed}: {shared} blocks shared");
+            Assert.True(shared > 3, $"{geometry} seed {seed}: {shared} blocks shared");
             SimulatedImages.JudgeByQemu(disk, prepared, model.Current.AsSpan(0, geometry.Size), $"{geometry} seed {seed}");
             if (geometry.Content == InitialContent.Snapshot)
                 SimulatedImages.JudgeSnapshotByQemu(disk, prepared.Guest, $"{geometry} seed {seed}");
@@ -252,7 +252,8 @@ public sealed class SharingModelTests
     private static void Run(CowImage image, DiskModel model, Geometry geometry, ulong seed, int steps, int block)
     {
         int step = 0;
-        foreach (SharingOperation operation in SharingOperation.Random(seed, steps, geometry.Size, block))
+        int contents = seed % 3 == 0 ? 5 : Math.Clamp(geometry.Size / block / 4, 5, 60);
+        foreach (SharingOperation operation in SharingOperation.Random(seed, steps, geometry.Size, block, contents))
         {
             operation.Run(image, model);
             if (++step % 30 == 0)

@@ -15,10 +15,17 @@ internal enum SharingKind
 /// <summary>One operation.</summary>
 internal sealed record SharingOperation(SharingKind Kind, int Offset, byte[] Bytes)
 {
-    private const int Contents = 5;
+    /// <summary>Contents that collide when their hashes are weak: each of these with one a hundred lower.</summary>
+    private const int FirstTwin = 100;
 
     /// <summary>Mostly writes of whole blocks whose content is one of a few; some parts of blocks, discards, syncs.</summary>
-    public static IEnumerable<SharingOperation> Random(ulong seed, int count, int size, int block)
+    /// <param name="seed">Decides all.</param>
+    /// <param name="count">How many operations.</param>
+    /// <param name="size">Bytes of the disk.</param>
+    /// <param name="block">Bytes of a block.</param>
+    /// <param name="contents">How many contents, and as many again that collide with them. Few: many references; many: few, so that counts
+    /// fall to one all the time.</param>
+    public static IEnumerable<SharingOperation> Random(ulong seed, int count, int size, int block, int contents = 5)
     {
         Random random = new(unchecked((int)seed));
         int blocks = size / block;
@@ -31,7 +38,7 @@ internal sealed record SharingOperation(SharingKind Kind, int Offset, byte[] Byt
             {
                 byte[] bytes = new byte[run * block];
                 for (int j = 0; j < run; j++)
-                    Content(random.Next(Contents)).AsSpan(0, block).CopyTo(bytes.AsSpan(j * block));
+                    Content(random.Next(contents) + (random.Next(3) == 0 ? FirstTwin : 0), block).CopyTo(bytes.AsSpan(j * block));
                 yield return new SharingOperation(SharingKind.Write, first, bytes);
             }
             else if (kind == 7)
@@ -52,8 +59,18 @@ internal sealed record SharingOperation(SharingKind Kind, int Offset, byte[] Byt
         }
     }
 
-    /// <summary>Content number 0 is zeros.</summary>
-    public static byte[] Content(int number) => number == 0 ? new byte[1 << 16] : Pattern.Bytes((ulong)number, 0, 1 << 16);
+    /// <summary>Content number 0 is zeros; number 100 + i collides with i when hashes are weak.</summary>
+    public static byte[] Content(int number, int block)
+    {
+        if (number == 0)
+            return new byte[block];
+        byte[] bytes = Pattern.Bytes((ulong)number, 0, block);
+        if (number < FirstTwin)
+            return bytes;
+        bytes[^1] = 0;
+        bytes[^1] = unchecked((byte)(SharingImages.WeakSum(Content(number - FirstTwin, block)) - SharingImages.WeakSum(bytes)));
+        return bytes;
+    }
 
     /// <summary>Does it, the model first, so that a crash in the middle finds both values allowed.</summary>
     public void Run(CowImage image, DiskModel model)

@@ -415,7 +415,7 @@ public sealed class MutationTests(ITestOutputHelper output)
     public static TheoryData<Mutation> Mutations =>
     [
         .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. AddCow, .. AddCowSizes,
-        .. OverlayMutations.All,
+        .. OverlayMutations.All, .. SharingMutations.All,
     ];
 
     [Theory]
