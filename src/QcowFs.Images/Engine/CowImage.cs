@@ -96,6 +96,10 @@ internal sealed partial class CowImage : IDiskImage
 
     public string? Failure => _parts.Latch.Reason ?? _dataImage?.Failure;
 
+    public FileFacts? DataFile => Info.DataPath is null ? null
+        : _dataImage is not null ? _dataImage.DataFile
+        : _data is LatchedStorage { Inner: FileStorage hostFile } ? hostFile.QueryFacts() : null;
+
     public FillProgress? Fill => _fill?.Progress;
 
     public IReadOnlyList<FormatFact> CurrentFacts

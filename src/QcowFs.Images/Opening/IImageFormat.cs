@@ -81,22 +81,28 @@ internal interface IImageLayer
     /// <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
     void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now);
 
-    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's; <paramref name="backing"/>
-    /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
-    void Resize(long size, IDiskImage? backing);
-
-    /// <summary>As <see cref="Resize(long, IDiskImage?)"/>, for an image whose data file, open for writing, must be resized too.</summary>
-    void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Resize(size, backing);
+    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's, as does
+    /// <paramref name="dataFile"/>, the external data file of an image that has one, which is resized too where the format asks for that;
+    /// <paramref name="backing"/> becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed),
+    /// <see cref="StorageException"/>.</summary>
+    void Resize(long size, IStorage? dataFile, IDiskImage? backing);
 
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 
-    /// <summary>As <see cref="Describe()"/>, where facts follow from the length of the data file.</summary>
-    /// <param name="dataLength">Its length in bytes, or null where it is not known.</param>
-    ImageFileFacts Describe(long? dataLength) => Describe();
+    /// <summary>As <see cref="Describe()"/>, where facts follow from the size of the data file's disk.</summary>
+    /// <param name="dataSize">That size in bytes, or null where it is not known.</param>
+    ImageFileFacts Describe(long? dataSize) => Describe();
 
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
+
+    /// <summary>Has the checks and repairs that follow tell, now and then, which part of the image has been looked at, 0 to 1; each pass of
+    /// a repair begins at 0. A format whose checks are short need not.</summary>
+    void ReportTo(Action<double> progress)
+    {
+        // Nothing is told.
+    }
 
     /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
     CheckReport Repair(RepairMode mode);

@@ -22,8 +22,10 @@ namespace QcowFs.Images.Qcow2;
 /// <param name="CountsTooLow">Counts below the references found.</param>
 /// <param name="Harmless">Corruptions of the report that are harmless.</param>
 /// <param name="EntriesToMend">L1 and L2 entries that <see cref="EntryRepair"/> can mend.</param>
+/// <param name="IncompleteSnapshots">Snapshots whose entries lack what version 3 demands.</param>
 internal sealed record Qcow2Diagnosis(
-    CheckReport Report, bool ReferencesKnown, bool NeedsRebuild, bool PointsOutside, long CountsTooLow, long Harmless, long EntriesToMend);
+    CheckReport Report, bool ReferencesKnown, bool NeedsRebuild, bool PointsOutside, long CountsTooLow, long Harmless, long EntriesToMend,
+    long IncompleteSnapshots);
 
 /// <summary>One run of the check. Used by one thread.</summary>
 internal sealed class Qcow2Checker : IReferenceVisitor
@@ -52,6 +54,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     private long _countsTooLow;
     private long _harmless;
     private long _entriesToMend;
+    private long _incompleteSnapshots;
     private long _allocated;
     private long _compressed;
     private long _highest;
@@ -82,7 +85,9 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     /// <param name="file">The image file.</param>
     /// <param name="windowClusters">Clusters to count at a time.</param>
     /// <param name="repair">Mends the entries that are found broken, or null. It tells what was there before.</param>
-    public static Qcow2Diagnosis Diagnose(IStorage file, int windowClusters, EntryRepair? repair = null)
+    /// <param name="progress">Is told which part of the image has been looked at, 0 to 1; or null.</param>
+    public static Qcow2Diagnosis Diagnose(
+        IStorage file, int windowClusters = ReferenceCounter.DefaultWindow, EntryRepair? repair = null, Action<double>? progress = null)
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
         if (header.HasJournal)
@@ -92,9 +97,10 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         }
 
         Qcow2Checker checker = new(header, file, windowClusters, repair);
+        checker._counter.Progress = progress;
         CheckReport report = checker.Run();
         return new Qcow2Diagnosis(report, checker._referencesKnown, checker._needsRebuild, checker._pointsOutside,
-            checker._countsTooLow, checker._harmless, checker._entriesToMend);
+            checker._countsTooLow, checker._harmless, checker._entriesToMend, checker._incompleteSnapshots);
     }
 
     private CheckReport Run()
@@ -131,7 +137,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         TotalClusters = _header.VirtualSize / _header.ClusterSize + (_header.VirtualSize % _header.ClusterSize == 0 ? 0 : 1),
         AllocatedClusters = _allocated,
         CompressedClusters = _compressed,
-        Findings = _findings.Listed,
+        Findings = _needsRebuild && _pointsOutside ? RepairText.Without(_findings.Listed, RepairText.NoRebuildOutside) : _findings.Listed,
         FindingsNotListed = _findings.NotListed,
     };
 
@@ -149,9 +155,10 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             string name = Printable.Quote(snapshot.NameText);
             if (_header.Version >= 3 && snapshot.Extra.Length < Qcow2Snapshot.Version3ExtraSize)
             {
+                _incompleteSnapshots++;
                 _findings.Corruption("snapshot-incomplete", "snapshot table", snapshot.Offset,
                     $"snapshot {name} has {snapshot.Extra.Length} bytes of extra data, expected at least "
-                    + $"{Qcow2Snapshot.Version3ExtraSize}", RepairText.None);
+                    + $"{Qcow2Snapshot.Version3ExtraSize}", RepairText.CompleteSnapshot);
             }
 
             if (!ReferenceCounter.IsUsable(_header, snapshot))

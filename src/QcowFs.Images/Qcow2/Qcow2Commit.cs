@@ -10,8 +10,8 @@
 //
 // I1.  Everything that a stage links to was synced by an earlier stage.
 // I2.  Counts are raised a stage before mappings refer to the cluster, and lowered after the removal is durable.
-// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it. Cached pages of a freed
-//      metadata block are dropped before that.
+// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it; where the host cannot, the allocator is
+//      told that it does not read as zeros. Cached pages of a freed metadata block are dropped before that.
 // I6.  Before anything is punched, every reader that may have looked it up has left.
 // I7.  Without host space a commit stops before its sync and leaves everything dirty; the next one begins at stage 0 again.
 //      Writing the same pages twice is safe; a sync is never repeated (LatchedStorage).
@@ -22,6 +22,7 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using QcowFs.Images.Metadata;
+using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -306,8 +307,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         List<ClusterRun> unused = FindLastReferences(page, first, end);
         if (removal.Kind == RemovalKind.Data)
             state.Shared.TellFreed(unused, _clusterBits);
-        foreach (ClusterRun run in unused)
-            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+        unused = unused.ConvertAll(Punch);
         lock (_cache.Gate)
         {
             _cache.BeginChange(page, CommitStage.Counts);
@@ -332,6 +332,21 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
         long done = (end << _clusterBits) - removal.Offset;
         return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
+    }
+
+    /// <summary>Gives a run's space back to the host. A host without the space that this takes gets it back when the run is used again:
+    /// everything is durable already, so it is no reason to fail.</summary>
+    private ClusterRun Punch(ClusterRun run)
+    {
+        try
+        {
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+            return run;
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            return run with { ReadsAsZero = false };
+        }
     }
 
     /// <summary>The clusters whose count is one.</summary>

@@ -53,7 +53,7 @@ internal sealed class VhdxFormat : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             VhdxImage.Open(new VhdxParts(layout, file, backing, options));
 
-        public void Resize(long size, IDiskImage? backing)
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
         {
             backing?.Dispose();
             VhdxResize.Run(layout, file, size, GuidSource.System);

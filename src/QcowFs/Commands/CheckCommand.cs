@@ -26,13 +26,20 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
-        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format, policy)
-            : ImageOptions.Opener.Repair(
-                path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format, policy);
+        CheckReport report = Check(line, path, format);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
+    }
+
+    private static CheckReport Check(ParsedLine line, string path, string? format)
+    {
+        RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
+        using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
+        Action<double>? report = progress is null ? null : progress.Report;
+        return mode is null ? ImageOptions.Opener.Check(path, format, policy, report)
+            : ImageOptions.Opener.Repair(path, mode.Value, format, policy, report);
     }
 
     private static void Print(string path, CheckReport report)

@@ -209,7 +209,7 @@ internal sealed class MountServer : IDisposable
     /// <summary>Under an overlay the disk is kept in two files, and the overlay is the one that changes.</summary>
     private HostFileFacts HostFacts()
     {
-        FileFacts facts = _hostFile.QueryFacts();
+        FileFacts facts = _image.Disk.DataFile ?? _hostFile.QueryFacts();
         long allocated = facts.AllocatedBytes;
         if (_overlay?.Facts() is { } overlay)
         {

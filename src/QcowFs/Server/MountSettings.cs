@@ -96,7 +96,7 @@ internal sealed record MountSettings
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
-            throw CommandFailure.Usage(DirectIo.Display, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
+            throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
         return new MountSettings
         {
@@ -134,7 +134,9 @@ internal sealed record MountSettings
             Dedup = line.Has(Dedup) ? DedupOptions.From(line) : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
-        return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;
+        const long least = 1 << 20;
+        if (line.Size(CacheSize) is not { } size) return options;
+        return size >= least ? options with { CacheSize = size } : throw line.Wrong(CacheSize, $"{size} bytes are too few", "give at least 1M");
     }
 
     // A second of copying a cluster of the largest size is still a mount that answers.
@@ -146,14 +148,6 @@ internal sealed record MountSettings
             : throw CommandFailure.Usage(Stream.Display, $"{rate} bytes a second are too few", "give at least 64k");
     }
 
-    private static long CheckCacheSize(long size)
-    {
-        const long least = 1 << 20;
-        return size >= least
-            ? size
-            : throw CommandFailure.Usage(CacheSize.Display, $"{size} bytes are too few", "give at least 1M");
-    }
-
     private static uint? ModeFrom(ParsedLine line)
     {
         if (line.Value(Mode) is not { } text) return null;
@@ -161,7 +155,7 @@ internal sealed record MountSettings
         foreach (char digit in text)
         {
             if (digit is < '0' or > '7' || mode > 0x3F) // 0777 at most
-                throw CommandFailure.Usage(Mode.Display, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
+                throw line.Wrong(Mode, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
             mode = (mode << 3) | (uint)(digit - '0');
         }
         return mode;
