@@ -22,7 +22,10 @@ internal sealed partial class CowImage
     private readonly AttachedIndex? _attached;
     private readonly RepeatRule _repeats = new();
     private readonly ConcurrentBag<WritePlan> _plans = [];
+    private readonly Lock _sweeping = new(); // held by a sweep, so that the close comes after it
+    private bool _sweepsEnded; // guarded by _sweeping
     private long _readBack;
+    private long _changedAtTimer;
 
     private DedupIndex? Index => _attached?.Index;
 
@@ -260,16 +263,49 @@ internal sealed partial class CowImage
         }
     }
 
+    /// <summary>Returns when no sweep of the timer runs, and none begins any more.</summary>
+    private void EndIdleSweeps()
+    {
+        lock (_sweeping)
+            _sweepsEnded = true;
+    }
+
     /// <summary>Gives mappings that are alone again their right to be written in place, and makes that durable.</summary>
     private void SweepAndCommit()
     {
         if (_map.Sharing is not { NeedsSweep: true } sharing)
             return;
-        BeginChange();
-        CommitAll();
-        sharing.Sweep(_commits.Run, static () => false);
-        CommitAll();
+        lock (_sweeping)
+        {
+            BeginChange();
+            CommitAll();
+            sharing.Sweep(_commits.Run, static () => false);
+            CommitAll();
+        }
     }
+
+    /// <summary>On the commit timer: sweeps where nothing was changed since it last fired, and stops as soon as something is.</summary>
+    private void SweepWhenIdle()
+    {
+        if (_attached is null || _map.Sharing is not { NeedsSweep: true } sharing)
+            return;
+        lock (_sweeping)
+        {
+            long changed = BytesChanged;
+            if (!_sweepsEnded && _inUse && changed == _changedAtTimer)
+            {
+                sharing.Sweep(_commits.Run, () => _closed || BytesChanged != changed);
+                _commits.Run();
+            }
+
+            _changedAtTimer = changed;
+        }
+
+        if (!_closed && sharing.NeedsSweep)
+            ArmCommitTimer();
+    }
+
+    private long BytesChanged => Statistics.BytesWritten + Statistics.BytesDiscarded;
 
     /// <summary>A commit may leave lowered counts for the next one (I3); each has less to do than the one before.</summary>
     private void CommitAll()

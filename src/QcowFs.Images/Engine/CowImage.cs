@@ -51,7 +51,7 @@ internal sealed partial class CowImage : IDiskImage
     private int _timerArmed;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
-    private bool _closed;
+    private volatile bool _closed;
 
     /// <summary>Presents the parts as an image.</summary>
     public CowImage(CowImageParts parts, ImageInfo info, OpenOptions options)
@@ -195,6 +195,7 @@ internal sealed partial class CowImage : IDiskImage
         StopRecovery();
         try
         {
+            EndIdleSweeps();
             if (_attached is not null && Failure is null)
                 SweepAndCommit();
             if (_inUse)
@@ -377,7 +378,10 @@ internal sealed partial class CowImage : IDiskImage
         try
         {
             if (!_closed && Failure is null)
+            {
                 _commits.Run();
+                SweepWhenIdle();
+            }
         }
         catch (StorageException exception)
         {

@@ -51,8 +51,8 @@ internal static class DedupCommand
         foreach (string path in line.Operands.Skip(1))
         {
             using IDiskImage image = ImageOptions.Opener.Open(path, OptionsOf(line));
-            using ProgressLine progress = new(Output.Safe(path));
-            estimate.Add(image, done => progress.Report(done, image.Length));
+            using ProgressLine? progress = ProgressLine.OnTerminal(Output.Safe(path));
+            estimate.Add(image, done => progress?.Report(done, image.Length));
         }
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => WriteEstimate(json, estimate));
         else PrintEstimate(estimate);
@@ -94,7 +94,7 @@ internal static class DedupCommand
     private static int Scan(ParsedLine line, bool share)
     {
         string path = line.Operands[1];
-        using ProgressLine progress = new(Output.Safe(path));
+        using ProgressLine? progress = ProgressLine.OnTerminal(Output.Safe(path));
         bool stopped = false;
         void Stop(PosixSignalContext context)
         {
@@ -111,10 +111,10 @@ internal static class DedupCommand
         };
         DedupScanResult result = Deduplicator.Scan(path, options, share, (done, all) =>
         {
-            progress.Report(done, all);
+            progress?.Report(done, all);
             return !Volatile.Read(ref stopped);
         });
-        progress.Clear();
+        progress?.Dispose();
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => WriteScan(json, path, result));
         else PrintScan(path, result, share);
         return result.StoppedAt < 0 ? ExitCode.Done : ExitCode.Failed;
