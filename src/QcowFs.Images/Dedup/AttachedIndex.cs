@@ -36,6 +36,10 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
         {
             file = files.Open(path, HostAccess.Create, directIo: false);
             files.SyncName(path);
+
+            // Hashes tell who reads them what blocks hold, to some extent: whoever may not read the image may not read them.
+            if (file is FileStorage index && image is FileStorage host)
+                HostFiles.SetMode(index, host.QueryFacts().Mode & 0x1B6);
         }
 
         return new AttachedIndex(DedupIndex.Open(file, settings, blockSize, Binding(), log), Binding);

@@ -34,7 +34,7 @@ internal static class DedupOptions
 
     private static long? AtLeast(ParsedLine line, Option option, long least) => line.Size(option) switch
     {
-        { } size when size < least => throw CommandFailure.Usage(option.Display, $"{size} bytes are too few", $"give at least {least >> 20}M"),
+        { } size when size < least => throw line.Wrong(option, $"{size} bytes are too few", $"give at least {least >> 20}M"),
         var size => size,
     };
 }

@@ -90,7 +90,7 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
         {
-            if (line.Has(option) && !line.Has(Dedup))
+            if (line.Has(option) && !line.IsFromSettings(option) && !line.Has(Dedup))
                 throw CommandFailure.Usage(option.Display, "needs --dedup", "give --dedup too");
         }
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
@@ -131,7 +131,7 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
-            Dedup = line.Has(Dedup) ? DedupOptions.From(line) : null,
+            Dedup = DedupOptions.From(line) is var dedup && line.Has(Dedup) ? dedup : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         const long least = 1 << 20;
