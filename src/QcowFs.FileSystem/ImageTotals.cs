@@ -16,6 +16,8 @@ internal readonly record struct ImageTotals
 
     public long BlocksAllocated { get; init; }
 
+    public long BytesShared { get; init; }
+
     public long Syncs { get; init; }
 
     public long Commits { get; init; }
@@ -30,6 +32,7 @@ internal readonly record struct ImageTotals
         BytesDiscarded = BytesDiscarded + done.BytesDiscarded,
         BytesCopied = BytesCopied + done.BytesCopied,
         BlocksAllocated = BlocksAllocated + done.BlocksAllocated,
+        BytesShared = BytesShared + done.BytesShared,
         Syncs = Syncs + done.Syncs,
         Commits = Commits + done.Commits,
         MetadataReads = MetadataReads + done.MetadataReads,

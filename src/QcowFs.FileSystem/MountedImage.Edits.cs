@@ -264,6 +264,8 @@ public sealed partial class MountedImage
 
     internal FillProgress? Fill => _disk?.Fill;
 
+    internal DedupStatistics? Dedup => _disk?.Statistics.Dedup;
+
     internal byte[] WriteMap()
     {
         if (IsOpen)

@@ -70,7 +70,7 @@ internal sealed partial class CowImage
     {
         if (_compressing is not null)
             WriteCompressing(_compressing, offset, source);
-        else
+        else if (_attached is null || !TryWriteDeduplicated(offset, source))
             WritePlain(offset, source);
     }
 

@@ -15,6 +15,7 @@ internal sealed record MountSettings
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
+    public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
     public static readonly Option Gid = new("gid", "group of the files, by name or number", "GROUP");
@@ -32,8 +33,8 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo,
-        NoPartitions, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.
@@ -87,6 +88,13 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
+        if (!changesImage && line.Has(Dedup))
+            throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
+        foreach (Option option in DedupOptions.All)
+        {
+            if (line.Has(option) && !line.IsFromSettings(option) && !line.Has(Dedup))
+                throw CommandFailure.Usage(option.Display, "needs --dedup", "give --dedup too");
+        }
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
@@ -127,6 +135,7 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            Dedup = DedupOptions.From(line) is var dedup && line.Has(Dedup) ? dedup : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         const long least = 1 << 20;

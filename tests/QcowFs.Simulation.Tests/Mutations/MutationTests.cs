@@ -328,7 +328,7 @@ public sealed class MutationTests(ITestOutputHelper output)
     public static TheoryData<Mutation> Mutations =>
     [
         .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. Space,
-        .. OverlayMutations.All,
+        .. OverlayMutations.All, .. SharingMutations.All,
     ];
 
     [Theory]
