@@ -28,7 +28,7 @@ internal sealed class AddCowFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References { get; } = ReferencesOf(header);
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
@@ -44,7 +44,7 @@ internal sealed class AddCowFormat : IImageFormat
 
         public ImageFileFacts Describe() => AddCowDescription.Of(header, file, null);
 
-        public ImageFileFacts Describe(long? dataLength) => AddCowDescription.Of(header, file, dataLength);
+        public ImageFileFacts Describe(long? dataSize) => AddCowDescription.Of(header, file, dataSize);
 
         public CheckReport Check() => throw Unreached();
 

@@ -65,6 +65,7 @@ internal sealed partial class CowImage : IDiskImage
         _epoch = parts.Epoch;
         _log = options.Log;
         Info = info;
+        Statistics = new ImageStatistics(() => _map.MetadataReads);
         Length = info.VirtualSize;
         IsReadOnly = !options.Writable;
         _blockMask = _map.Traits.BlockSize - 1L;
@@ -91,9 +92,13 @@ internal sealed partial class CowImage : IDiskImage
 
     public ImageInfo Info { get; }
 
-    public ImageStatistics Statistics { get; } = new();
+    public ImageStatistics Statistics { get; }
 
     public string? Failure => _parts.Latch.Reason ?? _dataImage?.Failure;
+
+    public FileFacts? DataFile => Info.DataPath is null ? null
+        : _dataImage is not null ? _dataImage.DataFile
+        : _data is LatchedStorage { Inner: FileStorage hostFile } ? hostFile.QueryFacts() : null;
 
     public FillProgress? Fill => _fill?.Progress;
 

@@ -243,7 +243,7 @@ internal sealed class ImageChain : IDisposable
         _links.Add(link);
         link.Layer = ReadSource(file, _options.Format);
         if (_options.Snapshot is not null)
-            link.Layer = link.Layer.AtSnapshot(_options.Snapshot);
+            link.Layer = link.Layer.AtSnapshot(_options.Snapshot, _options.SnapshotIsId);
         link.Layer.RequireOpenable(_options.Writable);
         if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
             throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");

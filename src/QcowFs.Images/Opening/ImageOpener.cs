@@ -34,11 +34,20 @@ public sealed class ImageOpener(IHostFiles files)
         return WithHostFacts(file, Describe(layer, file.Name, new ReferenceGate(files, ReferencePolicy.Directory, path)));
     }
 
-    // The length of a data file is looked up without opening it.
+    // The length of a raw data file is looked up without opening it.
     private static ImageFileFacts Describe(IImageLayer layer, string image, ReferenceGate gate)
     {
         NamedReference dataFile = layer.References.FirstOrDefault(r => r.Kind == ReferenceKind.DataFile);
-        return layer.Describe(dataFile.Name is null ? null : gate.LengthOf(image, dataFile));
+        return layer.Describe(IsRaw(dataFile) ? gate.LengthOf(image, dataFile) : null);
+    }
+
+    private static bool IsRaw(NamedReference dataFile) => dataFile.Name is not null && dataFile.Format is null or "raw";
+
+    /// <summary>The format whose magic number a file begins with, or null where it has none of ours. Nothing else is judged.</summary>
+    public string? Recognise(string path)
+    {
+        using IStorage file = files.Open(path, HostAccess.Inspect, directIo: false);
+        return ImageFormats.Recognise(file)?.Name;
     }
 
     /// <summary>Facts about an image and all below it, from the top down, without locks. What the policy refuses is a fault.</summary>
@@ -55,21 +64,21 @@ public sealed class ImageOpener(IHostFiles files)
                     $"{Printable.Quote(refused.Name)}: {refused.Refusal ?? refused.Problem}", "see qcowfs inspect");
             }
 
-            facts.Add(WithHostFacts(step.File!, step.Layer.Describe(DataLength(gate, step))));
+            facts.Add(WithHostFacts(step.File!, step.Layer.Describe(DataSize(gate, step))));
         }
 
         return facts;
     }
 
     // Along a chain what the policy allows may be opened.
-    private static long? DataLength(ReferenceGate gate, ChainStep step)
+    private static long? DataSize(ReferenceGate gate, ChainStep step)
     {
         NamedReference dataFile = step.Layer!.References.FirstOrDefault(r => r.Kind == ReferenceKind.DataFile);
         if (dataFile.Name is null)
             return null;
         gate.Inspect(step.File!.Name, dataFile, out IStorage? file);
         using (file)
-            return file?.Length;
+            return file is null ? null : ImageChain.ReadNamed(file, step.File.Name, dataFile).Describe().VirtualSize;
     }
 
     /// <summary>Every file or URL that opening the image would open, judged by the policy, from the top down. Files that it allows
@@ -88,7 +97,7 @@ public sealed class ImageOpener(IHostFiles files)
     {
         foreach (NamedReference reference in layer.References.Where(r => r.Kind == ReferenceKind.DataFile))
         {
-            if (reference.Format is null or "raw")
+            if (IsRaw(reference))
             {
                 references.Add(gate.Inspect(image.Name, reference, out IStorage? plain));
                 plain?.Dispose();

@@ -112,6 +112,34 @@ public sealed class VhdxWriteTests
         Assert.True(VhdxHeaders.Read(file).OtherIsValid);
     }
 
+    /// <summary>A write never goes to the header that is current on the disk (H1).</summary>
+    [Fact]
+    public void The_current_header_is_never_written()
+    {
+        PreparedVhdx prepared = VhdxImages.Prepare(VhdxKind.Dynamic);
+        SimulatedDisk disk = VhdxImages.DiskOf(prepared);
+        int writes = 0;
+        for (int session = 1; session <= 3; session++)
+        {
+            using CowImage image = VhdxImages.Open(disk, prepared, session: session);
+            disk.BeforeCall = call =>
+            {
+                if (call.Kind != StorageCalls.Write || call.Offset >= 0x30000)
+                    return;
+                byte[] durable = disk.DurableContent("image");
+                ulong first = BinaryPrimitives.ReadUInt64LittleEndian(durable.AsSpan(0x10008));
+                ulong second = BinaryPrimitives.ReadUInt64LittleEndian(durable.AsSpan(0x20008));
+                Assert.Equal(first > second ? 0x20000 : 0x10000, call.Offset);
+                writes++;
+            };
+            image.Write(session * 1000, [1]);
+            image.Close();
+            disk.BeforeCall = null;
+        }
+
+        Assert.Equal(12, writes);
+    }
+
     /// <summary>A sequence number at its end begins anew, and no torn write on the way leaves a file without a valid header (H3).</summary>
     [Fact]
     public void Sequence_numbers_that_come_to_their_end_begin_anew()
