@@ -45,7 +45,7 @@ internal abstract class ServedDisk(string path) : IDisposable
 /// <summary>A way to serve disks.</summary>
 internal abstract record Contender(string Name)
 {
-    /// <summary>Whether its disks are qcow2 images; otherwise plain files, which have no row on empty disks.</summary>
+    /// <summary>Whether its disks are images of a format; otherwise plain files, which have no row on empty disks.</summary>
     public abstract bool IsImage { get; }
 
     /// <summary>Serves <paramref name="file"/> over <paramref name="mountPoint"/>, an existing empty file.</summary>
@@ -57,7 +57,7 @@ internal abstract record Contender(string Name)
         {
             "bare" => new BareFile(),
             "null" => new NullServerContender(),
-            "qemu" => new QemuExport(),
+            "qemu" => new QemuExport(options.Format),
             "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
             _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs"),
         })),
@@ -118,25 +118,25 @@ internal sealed record NullServerContender() : Contender("null")
     }
 }
 
-/// <summary>QEMU's FUSE export of a qcow2 image, with its defaults.</summary>
-internal sealed record QemuExport() : Contender("qemu")
+/// <summary>QEMU's FUSE export of an image, with its defaults.</summary>
+internal sealed record QemuExport(string Format) : Contender("qemu")
 {
     public override bool IsImage => true;
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(Format, file, mountPoint);
 
     private sealed class Disk : ServedDisk
     {
         private readonly Process _process;
 
-        public Disk(string file, string mountPoint)
+        public Disk(string format, string file, string mountPoint)
             : base(mountPoint)
         {
             _process = Command.Start(
                 "qemu-storage-daemon",
                 [
                     "--blockdev", $"driver=file,node-name=file,filename={file}",
-                    "--blockdev", "driver=qcow2,node-name=disk,file=file",
+                    "--blockdev", $"driver={format},node-name=disk,file=file",
                     "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
                 ]);
             AwaitMount(mountPoint, _process);

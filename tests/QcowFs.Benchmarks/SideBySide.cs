@@ -132,15 +132,15 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     {
         string mountPoint = Path.Combine(directory, $"{contender.Name}.mnt");
         File.WriteAllText(mountPoint, "");
-        string file = Path.Combine(directory, $"{contender.Name}.{(contender.IsImage ? "qcow2" : "raw")}");
+        string file = Path.Combine(directory, $"{contender.Name}.{(contender.IsImage ? options.Format : "raw")}");
         File.Delete(file);
         if (content is null)
         {
-            _ = Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", file, $"{Workload.EmptyDiskSize}"], cancellation);
+            _ = Command.Run("qemu-img", ["create", "-q", "-f", options.Format, file, $"{Workload.EmptyDiskSize}"], cancellation);
         }
         else if (contender.IsImage)
         {
-            _ = Command.Run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", content, file], cancellation);
+            _ = Command.Run("qemu-img", ["convert", "-f", "raw", "-O", options.Format, content, file], cancellation);
         }
         else
         {
@@ -175,7 +175,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     // A fast image that is not sound counts for nothing.
     private void CheckImages(string directory)
     {
-        foreach (string image in Directory.GetFiles(directory, "*.qcow2"))
+        foreach (string image in Directory.GetFiles(directory, $"*.{options.Format}"))
         {
             _ = Command.Run("qemu-img", ["check", "-q", image], cancellation);
         }
