@@ -33,7 +33,6 @@ public sealed class FioTests
     [InlineData("qcow2", null)]
     [InlineData("qcow2", "extended_l2=on")]
     [InlineData("raw", null)]
-    [InlineData("vhdx", null)]
     [InlineData("vhdx", "block_size=1M")]
     public void A_killed_server_loses_nothing_that_was_synced(string format, string? options)
     {

@@ -14,7 +14,6 @@ public sealed class LoopTests
     [InlineData("qcow2", "xfs", "", "on")]
     [InlineData("qcow2", "ext4", "--cache=none", "on")]
     [InlineData("vhdx", "ext4", "", "on")]
-    [InlineData("vhdx", "xfs", "--cache=none", "on")]
     public void A_tree_unpacked_through_a_loop_device_survives(string format, string fileSystem, string option, string direct)
     {
         using Sandbox box = new();
