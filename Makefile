@@ -30,7 +30,7 @@ soak: deps build ## the long runs with new seeds each round (MINUTES=60)
 demo: deps build ## the main job, on a fresh machine: make a disk, mount it, use it, check it
 	@$(ROOT)/packaging/demo.sh $(OUTPUT)/qcowfs
 
-bench: deps-bench build ## side by side with QEMU's FUSE export and a null FUSE server (BENCH="--format vhdx --rounds 5 ...")
+bench: deps-bench build ## side by side with QEMU's FUSE export and a null FUSE server (BENCH="--rounds 5 ...")
 	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- bench --qcowfs $(OUTPUT)/qcowfs $(BENCH)
 
 lint: sdk ## format, code style and analysers, all as errors

@@ -12,8 +12,9 @@ internal sealed record BenchOptions
         QcowFs.Benchmarks bench [options]         fio side by side: null FUSE server, QEMU's FUSE export, QcowFs
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare,null,qemu,qcowfs (default null,qemu,qcowfs)
-          --format FMT         format of the images: qcow2 (default) or vhdx
+          --contenders LIST    of bare,null,qemu,qcowfs (over qcow2), qcowfs over raw,add-cow,
+                               add-cow-full (all in its image file),vhdx, and QEMU over vhdx: qemu-vhdx;
+                               default null,qemu,qcowfs
           --rows LIST          rows whose name contains one of the words
           --rounds N           rounds, the contenders in turns in each (default 3)
           --seconds N          for each timed run (default 4)
@@ -31,9 +32,6 @@ internal sealed record BenchOptions
     public string? MountOptions { get; private set; }
 
     public IReadOnlyList<string> Contenders { get; private set; } = ["null", "qemu", "qcowfs"];
-
-    /// <summary>Format of the images that QEMU and QcowFs serve.</summary>
-    public string Format { get; private set; } = "qcow2";
 
     public IReadOnlyList<string> Rows { get; private set; } = [];
 
@@ -66,7 +64,6 @@ internal sealed record BenchOptions
                 case "--qcowfs": options.QcowFs = Path.GetFullPath(Value()); break;
                 case "--mount-options": options.MountOptions = Value(); break;
                 case "--contenders": options.Contenders = List(); break;
-                case "--format": options.Format = ParseFormat(Value()); break;
                 case "--rows": options.Rows = List(); break;
                 case "--rounds": options.Rounds = Number(); break;
                 case "--seconds": options.Seconds = Number(); break;
@@ -81,9 +78,6 @@ internal sealed record BenchOptions
 
         return options;
     }
-
-    private static string ParseFormat(string value) =>
-        value is "qcow2" or "vhdx" ? value : throw new UsageException("--format: qcow2 or vhdx");
 
     private static Place ParsePlace(string value) => value switch
     {

@@ -6,11 +6,13 @@ namespace QcowFs.CommandLine;
 /// <summary>Format, references and JSON; and the door to images.</summary>
 internal static class ImageOptions
 {
-    /// <summary>The names of all formats.</summary>
-    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.Order(StringComparer.Ordinal)];
+    /// <summary>The names of the formats, the plainest first.</summary>
+    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.OrderBy(name => name != "raw")];
 
-    public static readonly Option Format =
-        new("format", $"state the format: {string.Join(", ", FormatNames)}; raw is never guessed", "FMT") { Short = 'f' };
+    /// <summary>The same for people.</summary>
+    public static string FormatList => string.Join(", ", FormatNames);
+
+    public static readonly Option Format = new("format", $"state the format: {FormatList}; raw is never guessed", "FMT") { Short = 'f' };
 
     public static readonly Option References = new(
         "allow-references", "which files named inside the image may be opened: none, dir (its directory and below), all", "WHICH");

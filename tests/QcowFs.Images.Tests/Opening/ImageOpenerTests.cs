@@ -35,7 +35,7 @@ public sealed class ImageOpenerTests : IDisposable
         Assert.Equal($"{_temp["text"]}: format: no image format was recognised; if it is a raw disk, state that with -f raw", Refusal("text"));
         Assert.Equal($"{_temp["vhd"]}: format at byte 0: the file looks like a VHD image, which cannot be opened; convert it with "
             + "qemu-img convert", Refusal("vhd"));
-        Assert.Equal($"{_temp["text"]}: format: \"vmdk\" is not known; use one of qcow2, vhdx, raw",
+        Assert.Equal($"{_temp["text"]}: format: \"vmdk\" is not known; use one of qcow2, add-cow, vhdx, raw",
             Refusal("text", ReadOnly with { Format = "vmdk" }));
         Assert.Equal($"{_temp["text"]}: header at byte 0: the magic number is 68656c6c, expected 514649fb; the file is not a qcow2 image; "
             + "state its real format with -f", Refusal("text", ReadOnly with { Format = "qcow2" }));

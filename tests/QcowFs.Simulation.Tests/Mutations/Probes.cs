@@ -1,4 +1,5 @@
 // Short forms of the simulation's tests, for mutants: each passes on the real code and must fail on a mutant that names it.
+using QcowFs.Simulation.Tests.Invariants;
 using QcowFs.Simulation.Tests.Vhdx;
 
 namespace QcowFs.Simulation.Tests.Mutations;
@@ -46,6 +47,23 @@ public static class Probes
         tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Snapshot));
     }
 
+    public static void Invariants()
+    {
+        foreach (Geometry geometry in new[]
+        {
+            new Geometry("cluster_size=512", 30_208),
+            new Geometry("cluster_size=512", 40_448, InitialContent.Snapshot),
+            new Geometry("cluster_size=512,refcount_bits=4", 40_448, InitialContent.Compressed),
+        })
+        {
+            for (ulong seed = 1; seed <= 2; seed++)
+            {
+                using InvariantRun run = new(geometry, seed) { LosesFlags = seed == 2, CachePages = seed == 2 ? 16 : 2 };
+                run.Run(1000);
+            }
+        }
+    }
+
     public static void Errors() => new FaultTests().An_error_latches_the_image(new Geometry("cluster_size=512", 70_144));
 
     public static void FullHost() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=512", 70_144));
@@ -57,6 +75,34 @@ public static class Probes
     public static void LateSync() => new ConcurrencyTests().A_sync_does_not_share_a_commit_that_began_before_it();
 
     public static void EarlySync() => new ConcurrencyTests().A_sync_waits_for_the_commit_that_carries_its_data();
+
+    public static void CommittedSector() => new CompressionTests().No_write_touches_a_sector_of_a_committed_stream();
+
+    public static void StreamUnderWay() => new CompressionTests().A_commit_waits_for_a_stream_under_way();
+
+    public static void GivenUpCluster() => new CompressionTests().A_cluster_that_is_given_up_takes_no_more_streams();
+
+    public static void Ceiling() => new CompressionTests().Streams_share_a_host_cluster_up_to_the_ceiling_of_its_count(2, 22);
+
+    public static void ModelOfCompressing() => new ModelTests().Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=4096", 1_000_448, InitialContent.Compressed, Compress: true));
+
+    public static void FullHostOfCompressing() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=2048", 100_352, Compress: true));
+
+    public static void CrashOfBitmaps() => new BitmapTests().A_crash_leaves_no_bitmap_that_is_wrong("cluster_size=512", 70_144, 3, compress: false);
+
+    public static void ExactBitmaps() => new BitmapTests().Exactly_what_was_touched_is_set(new Geometry("cluster_size=512", 70_144, InitialContent.Bitmaps));
+
+    public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
+
+    public static void FailedPunch() => new FaultTests().A_host_that_cannot_punch_fails_no_sync();
+
+    public static void Undercounted() => new FaultTests().Closing_cuts_nothing_off_that_only_looks_free();
+
+    public static void ShrunkUnderSnapshot() => new ResizeTests().Every_instant(new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 40_448);
+
+    public static void CrashOfResizedBitmaps() => new BitmapTests().A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(70_144, 2_200_064);
+
+    public static void MissingFlags() => new RecoveryTests().A_crash_in_it_leaves_leaks_and_missing_flags_at_worst("cluster_size=512", InitialContent.Snapshot);
 
     public static void VhdxCrash() => new VhdxCrashRun(VhdxKind.Dynamic, 1).EveryInstant(steps: 12, choices: 9, log: null);
 
@@ -110,4 +156,40 @@ public static class Probes
     public static void VhdxLargeCommit() => new VhdxRingTests().A_commit_larger_than_the_ring_is_cut();
 
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
+
+    public static void AddCowCrash()
+    {
+        for (ulong seed = 1; seed <= 2; seed++)
+        {
+            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 6, choices: 12, log: null);
+            new AddCowCrashRun(new AddCowCase(12, 20_001, 15_003), seed) { Fills = true, Completes = true }.EveryInstant(steps: 4, choices: 16, log: null);
+        }
+    }
+
+    public static void AddCowCrashInQcow2() =>
+        new AddCowCrashRun(new AddCowCase(12, 70_144, 50_003, IsInQcow2: true), 1).EveryInstant(steps: 10, choices: 16, log: null);
+
+    public static void AddCowModel()
+    {
+        foreach (AddCowCase image in new AddCowCase[] { new(12, 70_001, 50_003), new(12, 70_001, 200_000), new(9, 50_001, 30_001), new(12, 70_001, -1) })
+            new AddCowTests(null!).Agrees_with_bytes(image);
+    }
+
+    public static void AddCowResize()
+    {
+        AddCowResizeTests tests = new();
+        tests.Every_instant(new AddCowCase(12, 70_001, 200_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 71_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 70_001), 30_001);
+        tests.A_complete_disk_stays_complete(0);
+        tests.A_complete_disk_stays_complete(1);
+    }
+
+    public static void AddCowWriters() => new AddCowConcurrencyTests().Two_partial_writes_of_one_missing_cluster_both_stay();
+
+    public static void AddCowDiscard() => new AddCowTests(null!).A_discard_makes_a_hole_and_syncs_it_before_the_bit();
+
+    public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
+
+    public static void CommitOfMovedExtension() => new OverlayCommitTests().Every_instant("cluster_size=4096 moved", "cluster_size=512", 40_448, 40_448);
 }
