@@ -13,7 +13,7 @@ _qcowfs() {
 
     case $previous in
         -f | --format | -F | --backing-format)
-            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow raw' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow vhdx raw' -- "$current")
             return
             ;;
         -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
