@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot dedup commit config'
+    local commands='mount umount list info inspect check create map resize snapshot dedup sync commit config'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -23,10 +23,10 @@ _qcowfs() {
     case $command in
         mount)
             options="$options -w --writable --overlay --overlay= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
-                --cache= --threads --direct-io= --log= --foreground --nonempty"
+                --cache= --threads --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
-        umount)
-            options="$options --lazy --json"
+        umount | sync)
+            [ "$command" = sync ] && options="$options --freeze --thaw" || options="$options --lazy --json"
             if [ "${current#-}" = "$current" ]; then
                 mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.qcowfs" { print $2 }' /proc/mounts)" -- "$current")
                 return

@@ -25,6 +25,9 @@ public sealed record OpenOptions
     /// writable. Null: the active disk.</summary>
     public string? Snapshot { get; init; }
 
+    /// <summary><see cref="Snapshot"/> is an id and never a name.</summary>
+    public bool SnapshotIsId { get; init; }
+
     /// <summary>Which files named inside the image may be opened.</summary>
     public ReferencePolicy References { get; init; }
 

@@ -1,6 +1,5 @@
 // Edits of whole images whose n-th call fails, for every n: with a full host or an error the image is as before or as after, nothing
 // worse than leaks and missing COPIED flags is left, and the edit can be done again.
-using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
 using QcowFs.Native;
 using QcowFs.Storage;

@@ -315,7 +315,7 @@ public sealed class OverlayCommitTests
 
         if (new ImageOpener(disk).ReadInfo("overlay").BackingName is null || ImageChain.ReadSource(disk.Open("overlay"), null) is not IOverlayLayer { Base: not null })
             return;
-        using IDiskImage resumed = new OverlayOpener(disk).Open("base", "overlay", Options with { Format = FormatOf(disk, "base") }).Disk;
+        using IDiskImage resumed = new OverlayOpener(disk).Open("base", "overlay", Options with { Format = FormatOf(disk, "base") });
     }
 
     private static string FormatOf(SimulatedDisk disk, string name) =>

@@ -28,7 +28,7 @@ internal sealed class AddCowFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References { get; } = ReferencesOf(header);
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 

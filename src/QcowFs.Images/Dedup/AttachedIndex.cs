@@ -18,21 +18,14 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
     {
         string path = DedupSettings.IndexPath(image.Name);
         ImageBinding Binding() => BindingOf(image);
-        IStorage? file = TryOpen(files, path, HostAccess.Write);
-        if (file is not null && file.Length > 0)
+        if (!IsIndexOrNothing(files, path))
         {
-            byte[] start = new byte[2 * IndexPage.Size];
-            file.Read(0, start);
-            if (!IndexSuperblock.IsRecognised(start))
-            {
-                // Only the name goes: were it a link to something else, that stays as it is.
-                log?.Invoke($"{path}: it is not an index; a new one is begun");
-                file.Dispose();
-                files.Delete(path);
-                file = null;
-            }
+            // Only the name goes: were it a link to something else, that stays as it is.
+            log?.Invoke($"{path}: it is not an index; a new one is begun");
+            files.Delete(path);
         }
 
+        IStorage? file = TryOpen(files, path, HostAccess.Write);
         if (file is null)
         {
             file = files.Open(path, HostAccess.Create, directIo: false);
@@ -44,6 +37,17 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
         }
 
         return new AttachedIndex(DedupIndex.Open(file, settings, blockSize, Binding(), log), Binding, log);
+    }
+
+    /// <summary>Looked at without a lock and without writing, before anything else is done with the file.</summary>
+    private static bool IsIndexOrNothing(IHostFiles files, string path)
+    {
+        using IStorage? file = TryOpen(files, path, HostAccess.Inspect);
+        if (file is null || file.Length == 0)
+            return true;
+        byte[] start = new byte[2 * IndexPage.Size];
+        file.Read(0, start);
+        return IndexSuperblock.IsRecognised(start);
     }
 
     /// <summary>Whether there is a file at the name of the image's index.</summary>

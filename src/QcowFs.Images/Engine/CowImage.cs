@@ -65,6 +65,7 @@ internal sealed partial class CowImage : IDiskImage
         _epoch = parts.Epoch;
         _log = options.Log;
         Info = info;
+        Statistics = new ImageStatistics(() => _map.MetadataReads);
         Length = info.VirtualSize;
         IsReadOnly = !options.Writable;
         _blockMask = _map.Traits.BlockSize - 1L;
@@ -92,7 +93,7 @@ internal sealed partial class CowImage : IDiskImage
 
     public ImageInfo Info { get; }
 
-    public ImageStatistics Statistics { get; } = new();
+    public ImageStatistics Statistics { get; }
 
     public string? Failure => _parts.Latch.Reason ?? _dataImage?.Failure;
 

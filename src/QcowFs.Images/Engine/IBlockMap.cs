@@ -78,6 +78,9 @@ internal interface IBlockMap : IDisposable
     /// May read metadata.</summary>
     IReadOnlyList<FormatFact> CurrentFacts => [];
 
+    /// <summary>Times that metadata was not in memory and had to be read; 0 where all of it is.</summary>
+    long MetadataReads => 0;
+
     /// <summary>Called before the first change that a writer makes: marks the image as in use, durably (I9, I10).</summary>
     void BeginUse();
 

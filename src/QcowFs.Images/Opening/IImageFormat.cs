@@ -48,9 +48,9 @@ internal interface IImageLayer
     /// file, in the order in which they are to be tried.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
-    /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
-    /// Faults: <see cref="ImageFormatException"/>.</summary>
-    IImageLayer AtSnapshot(string name);
+    /// <summary>The same image with an internal snapshot's disk, found by name or id, or with <paramref name="isId"/> by id alone, in
+    /// place of the active one; for reading only. Faults: <see cref="ImageFormatException"/>.</summary>
+    IImageLayer AtSnapshot(string name, bool isId);
 
     /// <summary>Unit of mapping in bytes, or 0 where the format has none.</summary>
     int BlockSize => 0;
@@ -133,9 +133,7 @@ internal static class ImageFormats
     /// <see cref="ImageFormatException"/>: taken for raw, its container would be served as the disk.</summary>
     public static IImageFormat? Probe(IStorage file)
     {
-        byte[] start = new byte[Math.Min(LongestMagic, file.Length)];
-        file.Read(0, start);
-        IImageFormat? format = All.FirstOrDefault(f => f.Recognises(start));
+        IImageFormat? format = Recognise(file, out byte[] start);
         if (format is null && ForeignFormats.Name(start) is { } foreign)
         {
             throw new ImageFormatException(file.Name, "format", 0, $"the file looks like {foreign}, which cannot be opened",
@@ -143,5 +141,16 @@ internal static class ImageFormats
         }
 
         return format;
+    }
+
+    /// <summary>The format whose magic number the file begins with, or null; without an opinion on what else it may be.</summary>
+    public static IImageFormat? Recognise(IStorage file) => Recognise(file, out _);
+
+    private static IImageFormat? Recognise(IStorage file, out byte[] start)
+    {
+        byte[] read = new byte[Math.Min(LongestMagic, file.Length)];
+        file.Read(0, read);
+        start = read;
+        return All.FirstOrDefault(f => f.Recognises(read));
     }
 }

@@ -43,6 +43,13 @@ public sealed class ImageOpener(IHostFiles files)
 
     private static bool IsRaw(NamedReference dataFile) => dataFile.Name is not null && dataFile.Format is null or "raw";
 
+    /// <summary>The format whose magic number a file begins with, or null where it has none of ours. Nothing else is judged.</summary>
+    public string? Recognise(string path)
+    {
+        using IStorage file = files.Open(path, HostAccess.Inspect, directIo: false);
+        return ImageFormats.Recognise(file)?.Name;
+    }
+
     /// <summary>Facts about an image and all below it, from the top down, without locks. What the policy refuses is a fault.</summary>
     public IReadOnlyList<ImageFileFacts> ReadChainInfo(string path, string? format, ReferencePolicy policy)
     {

@@ -22,7 +22,8 @@ internal sealed class Qcow2Format : IImageFormat
 
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
 
-        public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
+        public IImageLayer AtSnapshot(string name, bool isId) =>
+            new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name, isId), file);
 
         public int BlockSize => header.ClusterSize;
 

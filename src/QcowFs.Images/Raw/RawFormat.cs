@@ -37,7 +37,7 @@ internal sealed class RawFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References => [];
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 

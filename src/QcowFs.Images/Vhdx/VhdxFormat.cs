@@ -24,7 +24,7 @@ internal sealed class VhdxFormat : IImageFormat
         public IReadOnlyList<NamedReference> References { get; } =
             layout.Metadata.Parent is { } parent ? ParentPath.Candidates(parent) : [];
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 

@@ -134,8 +134,8 @@ public sealed class Qcow2FuzzTests : IDisposable
                 (header, file) => new Qcow2SnapshotEdit(header, file).Create("new", DateTimeOffset.UnixEpoch),
                 (header, file) => new Qcow2SnapshotEdit(header, file).Apply("snapshot0"),
                 (header, file) => new Qcow2SnapshotEdit(header, file).Delete("snapshot0"),
-                (header, file) => Qcow2Resize.Run(header, file, null, header.VirtualSize + (1 << 20)),
-                (header, file) => Qcow2Resize.Run(header, file, null, header.VirtualSize / 1024 * 512),
+                (header, file) => Qcow2Resize.Run(header, file, null, null, header.VirtualSize + (1 << 20)),
+                (header, file) => Qcow2Resize.Run(header, file, null, null, header.VirtualSize / 1024 * 512),
             ])
         {
             using MemoryStorage file = Specimen.Storage(image);
