@@ -264,6 +264,7 @@ public sealed partial class MountedImage
 
     internal FillProgress? Fill => _disk?.Fill;
 
+    /// <summary>Counters of deduplication since the disk was opened last; null where there are none.</summary>
     internal DedupStatistics? Dedup => _disk?.Statistics.Dedup;
 
     internal byte[] WriteMap()

@@ -8,7 +8,8 @@ namespace QcowFs.Images.Dedup;
 /// <summary>An open index and the image file that it belongs to. Owns the index, not the image file.</summary>
 /// <param name="index">The index.</param>
 /// <param name="binding">The image file as it is at that moment.</param>
-internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding) : IDisposable
+/// <param name="log">Told what a person may want to know; may be null.</param>
+internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding, Action<string>? log) : IDisposable
 {
     public DedupIndex Index => index;
 
@@ -17,21 +18,14 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
     {
         string path = DedupSettings.IndexPath(image.Name);
         ImageBinding Binding() => BindingOf(image);
-        IStorage? file = TryOpen(files, path, HostAccess.Write);
-        if (file is not null && file.Length > 0)
+        if (!IsIndexOrNothing(files, path))
         {
-            byte[] start = new byte[2 * IndexPage.Size];
-            file.Read(0, start);
-            if (!IndexSuperblock.IsRecognised(start))
-            {
-                // Only the name goes: were it a link to something else, that stays as it is.
-                log?.Invoke($"{path}: it is not an index; a new one is begun");
-                file.Dispose();
-                files.Delete(path);
-                file = null;
-            }
+            // Only the name goes: were it a link to something else, that stays as it is.
+            log?.Invoke($"{path}: it is not an index; a new one is begun");
+            files.Delete(path);
         }
 
+        IStorage? file = TryOpen(files, path, HostAccess.Write);
         if (file is null)
         {
             file = files.Open(path, HostAccess.Create, directIo: false);
@@ -42,7 +36,18 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
                 HostFiles.SetMode(index, host.QueryFacts().Mode & 0x1B6);
         }
 
-        return new AttachedIndex(DedupIndex.Open(file, settings, blockSize, Binding(), log), Binding);
+        return new AttachedIndex(DedupIndex.Open(file, settings, blockSize, Binding(), log), Binding, log);
+    }
+
+    /// <summary>Looked at without a lock and without writing, before anything else is done with the file.</summary>
+    private static bool IsIndexOrNothing(IHostFiles files, string path)
+    {
+        using IStorage? file = TryOpen(files, path, HostAccess.Inspect);
+        if (file is null || file.Length == 0)
+            return true;
+        byte[] start = new byte[2 * IndexPage.Size];
+        file.Read(0, start);
+        return IndexSuperblock.IsRecognised(start);
     }
 
     /// <summary>Whether there is a file at the name of the image's index.</summary>
@@ -84,8 +89,18 @@ internal sealed class AttachedIndex(DedupIndex index, Func<ImageBinding> binding
     /// <summary>The table bits, where they are known for the image as it is now (D8).</summary>
     public BitArray? LoadTableBits(int count) => index.LoadTableBits(binding(), count);
 
-    /// <summary>Binds the index to the image as it is now.</summary>
-    public void Bind() => index.Bind(binding());
+    /// <summary>Binds the index to the image as it is now. Where the host does not tell how that is, the index stays unbound.</summary>
+    public void Bind()
+    {
+        try
+        {
+            index.Bind(binding());
+        }
+        catch (StorageException exception)
+        {
+            log?.Invoke($"{exception.Message}; the dedup index stays unbound");
+        }
+    }
 
     public void Dispose() => index.Dispose();
 }

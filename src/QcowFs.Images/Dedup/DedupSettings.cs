@@ -34,6 +34,9 @@ public sealed record DedupSettings
     /// <summary>The hash of a new index; null: whatever an existing one uses, else XXH3.</summary>
     public DedupHash? Hash { get; init; }
 
+    /// <summary>An image that cannot share blocks is opened without deduplication; otherwise it is refused.</summary>
+    public bool IsOptional { get; init; }
+
     /// <summary>Begins a new index even where there is one.</summary>
     public bool BeginsAnew { get; init; }
 

@@ -180,7 +180,7 @@ internal sealed class ImageChain : IDisposable
     /// <summary>Opens the dedup index where one is wanted, and says whether there is one where it is not.</summary>
     private OpenOptions WithIndex(OpenOptions options, Link link)
     {
-        if (options.Dedup is null)
+        if (options.Dedup is null || link.Layer.SharingObstacle is not null)
             return options with { HasDedupIndex = link.Layer.SharingObstacle is null && AttachedIndex.Exists(_files, link.File.Name) };
         try
         {
@@ -276,7 +276,7 @@ internal sealed class ImageChain : IDisposable
         if (_options.Snapshot is not null)
             link.Layer = link.Layer.AtSnapshot(_options.Snapshot, _options.SnapshotIsId);
         link.Layer.RequireOpenable(_options.Writable);
-        if (_options.Dedup is not null && link.Layer.SharingObstacle is { } obstacle)
+        if (_options is { Writable: true, Dedup.IsOptional: false } && link.Layer.SharingObstacle is { } obstacle)
         {
             throw new ImageFormatException(file.Name, "dedup", -1, $"blocks cannot be shared: {obstacle}",
                 "convert it to qcow2 (version 3, no external data file) with qemu-img convert, or mount it without --dedup");

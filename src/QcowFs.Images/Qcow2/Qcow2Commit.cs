@@ -186,8 +186,10 @@ internal sealed class Qcow2Commit(Qcow2State state)
     /// left it, with nothing changed but those flags. Returns how many pages.</summary>
     private int WriteCleared(List<ClearedFlag> cleared)
     {
+        if (cleared.Count == 0)
+            return 0;
         int pages = 0;
-        byte[] page = new byte[cleared.Count == 0 ? 0 : _cache.PageSize];
+        byte[] page = new byte[_cache.PageSize];
         foreach (IGrouping<long, ClearedFlag> flags in cleared.GroupBy(flag => flag.EntryOffset & -_cache.PageSize))
         {
             // What the file holds was written by a commit whose counts and data were synced before, so it may become durable here.
