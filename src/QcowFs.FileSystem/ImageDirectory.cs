@@ -138,7 +138,7 @@ public sealed class ImageDirectory : IDisposable
             found.IsImage = true;
             ImageFileFacts facts = opener.ReadInfo(path, format);
             found.IsBusy = facts.Lock is { Writes: true };
-            found.Shape = new ImageShape(format, facts.VirtualSize, facts.ClusterSize ?? 0, facts.Snapshots, PartitionTable.None);
+            found.Shape = new ImageShape(format, facts.VirtualSize ?? 0, facts.ClusterSize ?? 0, facts.Snapshots, PartitionTable.None);
             if (!found.IsBusy) found.Shape = LookInside(opener, path, format, found.Shape); // E2
             found.Needs = files.Identities();
         }

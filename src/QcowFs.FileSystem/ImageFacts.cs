@@ -51,6 +51,7 @@ internal static class ImageFacts
         json.WriteNumber("blocks-allocated", done.BlocksAllocated);
         json.WriteNumber("syncs", done.Syncs);
         json.WriteNumber("commits", done.Commits);
+        WriteStream(json, image.Fill);
         json.WriteString("recovery", recovery);
         json.WriteString("failure", image.Failure);
         json.WriteEndObject();
@@ -103,6 +104,28 @@ internal static class ImageFacts
 
     private static double Ratio(long part, long whole, double whenNone) =>
         whole == 0 ? whenNone : Math.Round((double)part / whole, 4);
+
+    private static void WriteStream(Utf8JsonWriter json, FillProgress? fill)
+    {
+        if (fill is null)
+        {
+            json.WriteNull("stream");
+            return;
+        }
+        json.WriteStartObject("stream");
+        json.WriteString("state", fill.State switch
+        {
+            FillState.Running => "running",
+            FillState.Waiting => "waiting for space",
+            FillState.Done => "done",
+            _ => "stopped",
+        });
+        json.WriteNumber("percent", fill.Percent);
+        json.WriteNumber("position", fill.Position);
+        json.WriteNumber("copied", fill.Copied);
+        json.WriteNumber("rate", fill.Rate);
+        json.WriteEndObject();
+    }
 
     private static byte[] Make(Action<Utf8JsonWriter> write)
     {

@@ -41,7 +41,7 @@ public sealed class ImageHold(IHostFiles files, string path, OpenOptions options
         new ImageEditor(_held, options.Time).Resize(path, options, change, mayShrink);
 
     /// <inheritdoc/>
-    public CheckReport Check() => new ImageOpener(_held).Check(path, options.Format);
+    public CheckReport Check() => new ImageOpener(_held).Check(path, options.Format, options.References);
 
     /// <inheritdoc/>
     public void Dispose() => _held.Dispose();

@@ -245,12 +245,27 @@ public sealed partial class MountedImage
         }
     }
 
-    private ImageFileFacts FactsOf(IImageHold hold) => hold.ReadFacts() with
+    private ImageFileFacts FactsOf(IImageHold hold)
     {
-        VirtualSize = Length, // a snapshot's may be another than the image's
-        ActualSize = hold.HostFile.Blocks * HostFileFacts.BytesPerBlock,
-        Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", IsWritable),
-    };
+        ImageFileFacts facts = hold.ReadFacts();
+        return facts with
+        {
+            VirtualSize = Length, // a snapshot's may be another than the image's
+            ActualSize = WithData(hold.HostFile).Blocks * HostFileFacts.BytesPerBlock,
+            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", IsWritable),
+            FormatSpecific = WithCurrent(facts.FormatSpecific, _disk?.CurrentFacts ?? []),
+        };
+    }
+
+    private static IReadOnlyList<FormatFact> WithCurrent(IReadOnlyList<FormatFact> facts, IReadOnlyList<FormatFact> current) =>
+        current.Count == 0 ? facts : [.. facts.Where(fact => current.All(c => c.Key != fact.Key)), .. current];
+
+    // Where the guest's data is in a file of its own, that is the one that grows and changes.
+    private HostFileFacts WithData(HostFileFacts image) => _disk?.DataFile is { } data
+        ? HostFileFacts.From(data) with { Device = image.Device, Inode = image.Inode }
+        : image;
+
+    internal FillProgress? Fill => _disk?.Fill;
 
     internal byte[] WriteMap()
     {

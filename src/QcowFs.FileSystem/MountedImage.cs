@@ -128,7 +128,7 @@ public sealed partial class MountedImage
             try
             {
                 // The hold ends only when everybody is out (L2).
-                return Volatile.Read(ref _hold) is { } hold ? hold.HostFile : _options.WhenClosed();
+                return Volatile.Read(ref _hold) is { } hold ? WithData(hold.HostFile) : _options.WhenClosed();
             }
             finally
             {

@@ -40,6 +40,10 @@ public sealed record OpenOptions
     /// <summary>Whether the host files are locked as QEMU does. `info` and `inspect` do not lock.</summary>
     public bool Lock { get; init; } = true;
 
+    /// <summary>Whole blocks that are written where the image has none yet are stored compressed, in the image's own way, unless that
+    /// makes them no smaller. Refused for images that cannot hold compressed blocks.</summary>
+    public bool Compress { get; init; }
+
     /// <summary>The clock; replaced in tests.</summary>
     public TimeProvider Time { get; init; } = TimeProvider.System;
 
@@ -48,6 +52,10 @@ public sealed record OpenOptions
 
     /// <summary>Whether what a crash left is put right by a background thread; tests run it themselves.</summary>
     public bool BackgroundRecovery { get; init; } = true;
+
+    /// <summary>Bytes per second at which a background thread copies what the image does not hold itself from its backing image, for
+    /// formats that can do without one afterwards; null: it does not. Only for a writable image.</summary>
+    public long? StreamRate { get; init; }
 
     /// <summary>Told one line for each thing a person may want to know (recovery, leaks collected, failure); may be null.</summary>
     public Action<string>? Log { get; init; }

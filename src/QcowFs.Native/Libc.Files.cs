@@ -36,6 +36,9 @@ public static unsafe partial class Libc
     /// <summary>open: fail with ELOOP where the last component is a symbolic link. The value depends on the architecture.</summary>
     public static int O_NOFOLLOW { get; } = IsArm64 ? 0x8000 : 0x20000;
 
+    /// <summary>open: a file without a name in the directory that is given. The value depends on the architecture.</summary>
+    public static int O_TMPFILE { get; } = 0x400000 | (IsArm64 ? 0x4000 : 0x10000);
+
     /// <summary>openat2: no component may leave the tree below the directory, not by "..", an absolute link or an absolute path.</summary>
     public const ulong RESOLVE_BENEATH = 0x08;
     /// <summary>openat2: no symbolic link in any component.</summary>

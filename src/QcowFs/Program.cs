@@ -4,6 +4,7 @@ using QcowFs.Commands;
 using QcowFs.Images;
 using QcowFs.Native;
 using QcowFs.Server;
+using QcowFs.Settings;
 
 namespace QcowFs;
 
@@ -12,8 +13,8 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table,
-        SyncCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, CommitCommand.Table,
+        ConfigCommand.Table,
     ];
 
     private static int Main(string[] words)
@@ -56,6 +57,7 @@ internal static class Program
             ParsedLine line = LineParser.Parse(command, words[1..]);
             if (line.Has(Help.HelpOption)) return Print(Help.ForCommand(command));
             LineParser.RequireOperands(line);
+            SettingSources.OfThisProcess().ApplyTo(line);
             return command.Run(line);
         }
         throw CommandFailure.Usage(words[0], words[0].StartsWith('-') ? "unknown option" : "unknown command", hint);

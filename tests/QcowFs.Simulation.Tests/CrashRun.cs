@@ -171,7 +171,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
 
     private void Operate(IDiskImage image, DiskModel model, int steps, ulong operations)
     {
-        foreach (Operation operation in Operation.Random(operations, steps, geometry.Size - OperateFrom, OperateFrom))
+        foreach (Operation operation in Operation.Random(operations, steps, geometry, OperateFrom))
             operation.Run(image, model);
     }
 

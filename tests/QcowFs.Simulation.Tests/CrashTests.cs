@@ -27,6 +27,11 @@ public sealed class CrashTests(ITestOutputHelper output)
         new Geometry("cluster_size=512", 70_144, InitialContent.Full),
         new Geometry("cluster_size=512", 70_144, InitialContent.ExternalData),
         new Geometry("cluster_size=512,data_file_raw=on", 70_144, InitialContent.ExternalData),
+        new Geometry("cluster_size=1024", 40_448, Compress: true),
+        new Geometry("cluster_size=2048", 70_144, InitialContent.Backing, Compress: true),
+        new Geometry("cluster_size=2048,refcount_bits=1", 70_144, Compress: true),
+        new Geometry("cluster_size=2048,refcount_bits=2,compression_type=zstd", 70_144, Compress: true),
+        new Geometry("cluster_size=16384,extended_l2=on", 200_192, InitialContent.Snapshot, Compress: true),
     ];
 
     [Theory]

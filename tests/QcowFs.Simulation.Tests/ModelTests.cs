@@ -35,6 +35,17 @@ public sealed class ModelTests
         new Geometry("cluster_size=4096", 1_000_448, InitialContent.ExternalData),
         new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.ExternalData),
         new Geometry("cluster_size=4096,data_file_raw=on", 1_000_448, InitialContent.ExternalData),
+        new Geometry("cluster_size=512", 300_032, Compress: true),
+        new Geometry("cluster_size=512,compat=0.10", 300_032, InitialContent.Backing, Compress: true),
+        new Geometry("cluster_size=2048,refcount_bits=1", 1_000_448, Compress: true),
+        new Geometry("cluster_size=4096,refcount_bits=2", 1_000_448, Compress: true),
+        new Geometry("cluster_size=4096,refcount_bits=4", 1_000_448, InitialContent.Snapshot, Compress: true),
+        new Geometry("cluster_size=4096,refcount_bits=64,compression_type=zstd", 1_000_448, InitialContent.Backing, Compress: true),
+        new Geometry("cluster_size=4096", 1_000_448, InitialContent.Compressed, Compress: true),
+        new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Snapshot, Compress: true),
+        new Geometry("cluster_size=16384,extended_l2=on,compression_type=zstd", 1_000_448, InitialContent.Backing, Compress: true),
+        new Geometry("cluster_size=65536", 3_000_320, Compress: true),
+        new Geometry("cluster_size=2M", 9_000_448, Compress: true),
     ];
 
     [Theory]
@@ -49,7 +60,7 @@ public sealed class ModelTests
             using (CowImage image = SimulatedImages.Open(disk, prepared, cacheSize: 2 * 4096))
             {
                 int step = 0;
-                foreach (Operation operation in Operation.Random(seed, 300, geometry.Size))
+                foreach (Operation operation in Operation.Random(seed, 300, geometry))
                 {
                     operation.Run(image, model);
                     if (++step % 60 == 0)

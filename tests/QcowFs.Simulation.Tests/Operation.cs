@@ -26,6 +26,7 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
             int offset = random.Next(0, size - length);
             if (random.Next(3) != 0)
                 (offset, length) = (offset & ~511, Math.Max(512, length & ~511));
+            length = Math.Min(length, size - offset); // where the size is no multiple of the sector
             offset += first;
             int kind = random.Next(10);
             byte[] bytes = new byte[length];
@@ -39,6 +40,18 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
                 7 => new Operation(OperationKind.Reserve, offset, bytes),
                 _ => new Operation(OperationKind.Sync, 0, []),
             };
+        }
+    }
+
+    /// <summary>The operations of a run on a kind of image: where it compresses, what is written can be compressed.</summary>
+    public static IEnumerable<Operation> Random(ulong seed, int count, Geometry geometry, int first = 0)
+    {
+        foreach (Operation operation in Random(seed, count, geometry.Size - first, first))
+        {
+            // Some stays random: what does not shrink is stored as it is.
+            for (int i = 0; geometry.Compress && operation.Offset / 512 % 5 != 0 && i < operation.Bytes.Length; i++)
+                operation.Bytes[i] &= 3;
+            yield return operation;
         }
     }
 

@@ -14,9 +14,10 @@ namespace QcowFs.Simulation.Tests;
 /// <param name="Options">qemu-img's creation options.</param>
 /// <param name="Size">Virtual size in bytes.</param>
 /// <param name="Content">How the image is filled before the simulation begins.</param>
-public sealed record Geometry(string Options, int Size, InitialContent Content = InitialContent.Empty)
+/// <param name="Compress">Whether the engine compresses what it writes.</param>
+public sealed record Geometry(string Options, int Size, InitialContent Content = InitialContent.Empty, bool Compress = false)
 {
-    public override string ToString() => $"{Options} size={Size} {Content}";
+    public override string ToString() => $"{Options} size={Size} {Content}{(Compress ? " compressing" : "")}";
 }
 
 /// <summary>What an image holds when the simulation begins.</summary>
@@ -33,10 +34,12 @@ public enum InitialContent
     Full,
     /// <summary>Guest data lives in another file.</summary>
     ExternalData,
+    /// <summary>All clusters are written, and there are persistent bitmaps of two granularities and a disabled one.</summary>
+    Bitmaps,
 }
 
 /// <summary>An image as bytes, with what it reads as.</summary>
-internal sealed record PreparedImage(byte[] File, byte[]? Data, byte[]? Backing, byte[] Guest);
+internal sealed record PreparedImage(byte[] File, byte[]? Data, byte[]? Backing, byte[] Guest, bool Compress = false);
 
 internal static class SimulatedImages
 {
@@ -61,7 +64,7 @@ internal static class SimulatedImages
         SimulatedStorage file = disk.Open("image", readOnly: !writable);
         IStorage? data = image.Data is null ? null : disk.Open("data", readOnly: !writable);
         IDiskImage? backing = image.Backing is null ? null : OpenBacking(image.Backing);
-        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log };
+        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log, Compress = image.Compress };
         return (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
     }
 
@@ -181,11 +184,21 @@ internal static class SimulatedImages
                 Run("qemu-img", ["convert", .. compress, "-O", "qcow2", "-o", geometry.Options, raw, path]);
                 if (geometry.Content == InitialContent.Snapshot)
                     Run("qemu-img", "snapshot", "-c", "before", path);
+                if (geometry.Content == InitialContent.Bitmaps)
+                {
+                    Run("qemu-img", "bitmap", "--add", "-g", "512", path, "fine");
+                    Run("qemu-img", "bitmap", "--add", "-g", "4096", path, "coarse");
+                    Run("qemu-io", "-f", "qcow2", "-c", "write 3000 1000", path);
+                    Run("qemu-img", "bitmap", "--add", "--disable", "-g", "1024", path, "off");
+                    Run("qemu-img", "bitmap", "--merge", "fine", path, "off");
+                    pattern.AsSpan(3000, 1000).Fill(0xcd);
+                }
+
                 pattern.CopyTo(guest, 0);
                 break;
         }
 
         string dataPath = Path.Combine(folder, "data");
-        return new PreparedImage(File.ReadAllBytes(path), File.Exists(dataPath) ? File.ReadAllBytes(dataPath) : null, backing, guest);
+        return new PreparedImage(File.ReadAllBytes(path), File.Exists(dataPath) ? File.ReadAllBytes(dataPath) : null, backing, guest, geometry.Compress);
     }
 }

@@ -61,6 +61,9 @@ internal sealed class MetadataCache
     /// <summary>Whether so many pages are dirty that the caller should commit before it changes more.</summary>
     public bool NeedsCommit => DirtyCount > _dirtyLimit;
 
+    /// <summary>Every page that holds an offset. For tests, while no other thread uses the cache.</summary>
+    internal IEnumerable<MetadataPage> Pages => _sets.SelectMany(set => set.Pages).OfType<MetadataPage>().Where(page => page.Offset != MetadataPage.Nowhere);
+
     /// <summary>The page that holds <paramref name="offset"/>, loaded where necessary. The caller may only read it, between two looks
     /// at its sequence (P2), and must check <see cref="MetadataPage.Offset"/> as well, since the page is not pinned.</summary>
     /// <param name="offset">Host byte offset, a multiple of the page size.</param>

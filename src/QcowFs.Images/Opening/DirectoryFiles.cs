@@ -23,6 +23,11 @@ public sealed class DirectoryFiles(HostDirectory directory) : IHostFiles
             : HostFileSystem.Lock(_below.OpenBeneath(relativePath, HostFileSystem.Access(access), directIo), access);
 
     /// <inheritdoc/>
+    public long? TryGetLength(string directory, string relativePath) =>
+        directory.TrimEnd('/') + "/" != _prefix ? HostFileSystem.Instance.TryGetLength(directory, relativePath)
+            : _below.TryQuery(new HostEntry(relativePath, IsLink: true)) is { } facts ? facts.Length : null;
+
+    /// <inheritdoc/>
     public void SyncName(string path) => HostFileSystem.Instance.SyncName(path);
 
     /// <inheritdoc/>

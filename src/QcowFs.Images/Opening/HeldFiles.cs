@@ -10,8 +10,9 @@ namespace QcowFs.Images;
 /// <param name="files">Opens and locks.</param>
 public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
 {
-    private readonly Lock _gate = new(); // guards _held
+    private readonly Lock _gate = new(); // guards _held and _same
     private readonly Dictionary<string, FileStorage> _held = [];
+    private readonly HashSet<(string First, string Second)> _same = [];
 
     /// <inheritdoc/>
     public IStorage Open(string path, HostAccess access, bool directIo) =>
@@ -26,6 +27,38 @@ public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
 
     /// <inheritdoc/>
     public void Delete(string path) => files.Delete(path);
+
+    /// <inheritdoc/>
+    public long? TryGetLength(string directory, string relativePath) => files.TryGetLength(directory, relativePath);
+
+    /// <inheritdoc/>
+    public bool IsSameFile(string first, string second)
+    {
+        lock (_gate)
+        {
+            // H1: what was found to be one file stays it.
+            if (_same.Contains((first, second))) return true;
+            bool isSame = files.IsSameFile(first, second);
+            if (isSame) _same.Add((first, second));
+            return isSame;
+        }
+    }
+
+    /// <inheritdoc/>
+    public IStorage CreateUnnamed(string beside, string name, bool directIo)
+    {
+        lock (_gate)
+        {
+            if (_held.TryGetValue(name, out FileStorage? held)) return held;
+            IStorage made = files.CreateUnnamed(beside, name, directIo);
+            if (made is FileStorage file)
+            {
+                file.IsHeld = true;
+                _held.Add(name, file);
+            }
+            return made;
+        }
+    }
 
     /// <summary>Facts about a held file that was opened by its path, or null.</summary>
     public FileFacts? TryQuery(string path)

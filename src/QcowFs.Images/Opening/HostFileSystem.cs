@@ -27,10 +27,20 @@ public sealed class HostFileSystem : IHostFiles
     }
 
     /// <inheritdoc/>
+    public long? TryGetLength(string directory, string relativePath) => HostFiles.TryGetLength(Path.Join(directory, relativePath));
+
+    /// <inheritdoc/>
     public void SyncName(string path) => HostFiles.SyncDirectory(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/");
 
     /// <inheritdoc/>
     public void Delete(string path) => HostFiles.Delete(path);
+
+    /// <inheritdoc/>
+    public IStorage CreateUnnamed(string beside, string name, bool directIo) =>
+        HostFiles.CreateUnnamed(Path.GetDirectoryName(Path.GetFullPath(beside)) ?? "/", name, directIo);
+
+    /// <inheritdoc/>
+    public bool IsSameFile(string first, string second) => HostFiles.AreSame(first, second);
 
     internal static StorageAccess Access(HostAccess access) => access switch
     {

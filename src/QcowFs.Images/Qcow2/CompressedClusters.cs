@@ -5,7 +5,7 @@ using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
-/// <summary>Reads the compressed clusters of one image. Thread-safe.</summary>
+/// <summary>Reads and makes the compressed clusters of one image. Thread-safe.</summary>
 internal sealed class CompressedClusters(IStorage file, Qcow2Header header)
 {
     // QEMU writes with a window of 4 KiB; other writers use up to 32 KiB, which any decoder of that size reads.
@@ -34,6 +34,15 @@ internal sealed class CompressedClusters(IStorage file, Qcow2Header header)
         {
             ArrayPool<byte>.Shared.Return(stream);
         }
+    }
+
+    /// <summary>Compresses a whole cluster into <paramref name="stream"/>. Gives the stream's length, or 0 where it is no smaller.</summary>
+    public static int Compress(CompressionType type, ReadOnlySpan<byte> cluster, Span<byte> stream)
+    {
+        Span<byte> smaller = stream[..(cluster.Length - 1)];
+        int length = type == CompressionType.Zstd
+            ? Zstd.Compress(cluster, smaller) : Zlib.Deflate(cluster, smaller, Zlib.Qcow2WindowBits);
+        return Math.Max(length, 0);
     }
 
     private ImageFormatException Bad(CompressedDescriptor place, string problem) => new(

@@ -75,6 +75,43 @@ internal sealed partial class Qcow2BlockMap
             Allocator.Free(new ClusterRun(at.HostCluster, at.Count, ReadsAsZero: false));
     }
 
+    public int Compress(ReadOnlySpan<byte> block, Span<byte> stream) => CompressedClusters.Compress(_header.CompressionType, block, stream);
+
+    public bool TryReserveCompressed(long block, int length, out CompressedReservation reservation)
+    {
+        reservation = default;
+        if (_compressedSpace is null)
+            return false;
+        _space.EnsureTable(TableIndex(block));
+        Qcow2Slot slot = ReadSlot(block);
+        RequireReplaceable(slot, block);
+        if (slot.Entry.IsCompressed || slot.Entry.HasHostCluster || !_compressedSpace.TryReserve(length, out long host))
+            return false;
+        reservation = new CompressedReservation(block, host, length);
+        return true;
+    }
+
+    public void PublishCompressed(in CompressedReservation reservation)
+    {
+        long block = reservation.Block;
+        using PinnedPages pins = new(_cache);
+        pins.AddRange(TableEntryOffset(block), 0);
+        lock (_cache.Gate)
+        {
+            L2Entry entry = CompressedDescriptor.Entry(reservation.Host, reservation.Length, _clusterBits);
+            ReplaceSlot(pins, block, block, SlotIn(pins[0], block), new Qcow2Slot(entry, default, _extended));
+        }
+
+        _compressedSpace!.Complete();
+    }
+
+    public void AbandonCompressed(in CompressedReservation reservation)
+    {
+        lock (_cache.Gate)
+            RemoveStream(reservation.Host, reservation.Host + reservation.Length);
+        _compressedSpace!.Complete();
+    }
+
     public bool TryPublishZero(long offset, long length)
     {
         // Version 2 cannot say "zeros" where a backing would show through.
@@ -168,13 +205,18 @@ internal sealed partial class Qcow2BlockMap
         if (old.Entry.IsCompressed)
         {
             CompressedDescriptor stream = CompressedDescriptor.Of(old.Entry, _clusterBits);
-            long from = stream.Offset & ~_clusterMask;
-            _state.Remove(new Removal(from, ((stream.End + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));
+            RemoveStream(stream.Offset, stream.End);
         }
         else if (!_external && old.Entry.HasHostCluster && (!next.Entry.HasHostCluster || next.Entry.HostOffset != old.Entry.HostOffset))
         {
             _state.Remove(new Removal(old.Entry.HostOffset.Value, _clusterMask + 1, RemovalKind.Data));
         }
+    }
+
+    private void RemoveStream(long start, long end)
+    {
+        long from = start & ~_clusterMask;
+        _state.Remove(new Removal(from, ((end + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));
     }
 
     /// <summary>A slot's value now. The caller holds the block's range lock, so the value stays; the page may not.</summary>

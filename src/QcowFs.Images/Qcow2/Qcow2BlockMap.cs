@@ -13,7 +13,7 @@ using QcowFs.Storage;
 namespace QcowFs.Images.Qcow2;
 
 /// <summary>The block map of one qcow2 image.</summary>
-internal sealed partial class Qcow2BlockMap : IBlockMap
+internal sealed partial class Qcow2BlockMap : ICompressingMap
 {
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
@@ -26,6 +26,7 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
     private readonly Qcow2Commit _commit;
     private readonly LeakCollector? _collector;
     private readonly Qcow2Space _space;
+    private readonly CompressedSpace? _compressedSpace;
     private readonly int _clusterBits;
     private readonly long _clusterMask;
     private readonly int _subBits;
@@ -55,6 +56,8 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
         _subBits = _extended ? _clusterBits - 5 : _clusterBits;
         _compressed = state.Compressed;
         _space = new Qcow2Space(state);
+        if (parts.Options is { Writable: true, Compress: true } && !_external)
+            state.CompressedSpace = _compressedSpace = new CompressedSpace(state, _space);
         Traits = new BlockMapTraits(_header.ClusterSize, 1 << _subBits);
     }
 
@@ -65,6 +68,12 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
     public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount > Qcow2State.RemovalLimit;
 
     public bool IsDirty => _state.IsDirty;
+
+    /// <summary>Makes room in the file.</summary>
+    public Qcow2Space Space => _space;
+
+    /// <summary>What the image is made of. For tests.</summary>
+    internal Qcow2State State => _state;
 
     private ResidentTable L1 => _state.L1;
 
@@ -103,7 +112,11 @@ internal sealed partial class Qcow2BlockMap : IBlockMap
 
     public void EndUse() => _commit.EndUse(recovered: _collector is null || _collector.IsComplete);
 
-    public void Dispose() => _collector?.Dispose();
+    public void Dispose()
+    {
+        _collector?.Dispose();
+        _compressedSpace?.Dispose();
+    }
 
     /// <summary>What a look at a page found. A problem is believed only when the page did not change meanwhile.</summary>
     private readonly record struct Scan(Extent Extent, string? Problem, ulong Entry)

@@ -9,8 +9,8 @@
 //
 // I1.  Everything that a stage links to was synced by an earlier stage.
 // I2.  Counts are raised a stage before mappings refer to the cluster, and lowered after the removal is durable.
-// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it. Cached pages of a freed
-//      metadata block are dropped before that.
+// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it; where the host cannot, the allocator is
+//      told that it does not read as zeros. Cached pages of a freed metadata block are dropped before that.
 // I6.  Before anything is punched, every reader that may have looked it up has left.
 // I7.  Without host space a commit stops before its sync and leaves everything dirty; the next one begins at stage 0 again.
 //      Writing the same pages twice is safe; a sync is never repeated (LatchedStorage).
@@ -19,6 +19,7 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using QcowFs.Images.Metadata;
+using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -38,13 +39,15 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private long _headerTableOffset = state.Header.RefcountTableOffset;
     private bool _inUse;
 
+    /// <summary>The bits that stay true while we write (I10).</summary>
+    private AutoclearFeatures KeptAutoclear => state.Header.AutoclearFeatures
+        & (AutoclearFeatures.RawExternalData | (state.Bitmaps is null ? AutoclearFeatures.None : AutoclearFeatures.Bitmaps));
+
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
     /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
     public bool Run(Func<bool> takeDataDirty)
     {
-        Frozen frozen;
-        lock (_cache.Gate)
-            frozen = Freeze();
+        Frozen frozen = state.CompressedSpace?.WithoutStreams(Freeze) ?? Freeze();
         bool hasMetadata = frozen.HasMetadata;
         bool written = false;
         try
@@ -69,8 +72,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
             if (_inUse)
                 return;
             state.File.Read(0, _headerSector);
+            state.Bitmaps?.Begin(); // D1: the sync of the mark covers theirs
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);
+                WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);
             _inUse = true;
         }
     }
@@ -81,6 +85,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
     {
         lock (_useLock)
         {
+            lock (_cache.Gate)
+                state.CompressedSpace?.Release();
             long end = state.Allocator!.UsedEnd() << _clusterBits;
             if (state.File.Length > end)
             {
@@ -88,27 +94,30 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 state.File.Sync();
             }
 
+            state.Bitmaps?.End(); // D2
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData)
-                    | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
+                WriteAutoclear(KeptAutoclear | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
             _inUse = false;
         }
     }
 
     private Frozen Freeze()
     {
-        ResidentTable counts = state.Refcounts.Table;
-        Frozen frozen = new()
+        lock (_cache.Gate)
         {
-            Pages = _cache.Freeze(),
-            CountTable = counts,
-            CountPieces = counts.Freeze(),
-            L1Pieces = state.L1.Freeze(),
-            Removals = state.FreezeRemovals(),
-            FileDirty = state.FileDirty,
-        };
-        state.FileDirty = false;
-        return frozen;
+            ResidentTable counts = state.Refcounts.Table;
+            Frozen frozen = new()
+            {
+                Pages = _cache.Freeze(),
+                CountTable = counts,
+                CountPieces = counts.Freeze(),
+                L1Pieces = state.L1.Freeze(),
+                Removals = state.FreezeRemovals(),
+                FileDirty = state.FileDirty,
+            };
+            state.FileDirty = false;
+            return frozen;
+        }
     }
 
     private void Thaw(Frozen frozen, bool written)
@@ -258,9 +267,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         MetadataPage page = pins.Add(counts.PageOffset(first));
 
         // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
-        List<ClusterRun> unused = FindLastReferences(page, first, end);
-        foreach (ClusterRun run in unused)
-            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);
         lock (_cache.Gate)
         {
             _cache.BeginChange(page, CommitStage.Counts);
@@ -285,6 +292,21 @@ internal sealed class Qcow2Commit(Qcow2State state)
         return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
     }
 
+    /// <summary>Gives a run's space back to the host. A host without the space that this takes gets it back when the run is used again:
+    /// everything is durable already, so it is no reason to fail.</summary>
+    private ClusterRun Punch(ClusterRun run)
+    {
+        try
+        {
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+            return run;
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            return run with { ReadsAsZero = false };
+        }
+    }
+
     /// <summary>The clusters whose count is one.</summary>
     private List<ClusterRun> FindLastReferences(MetadataPage page, long first, long end)
     {
@@ -298,7 +320,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
                 else if (count > 1)
                     continue;
-                else if (found.Count > 0 && found[^1].End == cluster)
+                state.CompressedSpace?.Leave(cluster);
+                if (found.Count > 0 && found[^1].End == cluster)
                     found[^1] = found[^1] with { Count = found[^1].Count + 1 };
                 else
                     found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));

@@ -1,8 +1,8 @@
 // The reference counts of one qcow2 file: a resident refcount table, and refcount blocks through the metadata cache.
 //
 // R1. Counts change only under the cache's gate, with the page pinned.
-// R2. A count is raised in the change that publishes the mapping and written one stage before it; it is lowered only after the
-//     commit that made the mapping's removal durable (I2, I3).
+// R2. A count is raised in the change that publishes the mapping (for compressed clusters before it, CompressedSpace K2) and written one
+//     stage before it; it is lowered only after the commit that made the mapping's removal durable (I2, I3).
 using QcowFs.Images.Metadata;
 
 namespace QcowFs.Images.Qcow2;
@@ -123,6 +123,21 @@ internal sealed class Refcounts : IFreeClusterSource
         {
             page.EndChange();
         }
+    }
+
+    /// <summary>Adds a reference to a cluster. Call under the gate with the page pinned.</summary>
+    public void Raise(MetadataPage page, long cluster)
+    {
+        ulong count = Get(page, cluster);
+        if (count == 0)
+        {
+            RaiseFree(page, cluster, 1);
+            return;
+        }
+
+        _cache.BeginChange(page, CommitStage.Counts);
+        Set(page, cluster, count + 1);
+        page.EndChange();
     }
 
     /// <inheritdoc/>

@@ -14,7 +14,7 @@ internal static class CheckCommand
     };
 
     public static Command Table { get; } = new(
-        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.Json], Run)
+        "check", "check an image's consistency", ["IMAGE"], [ImageOptions.Format, Repair, ImageOptions.References, ImageOptions.Json], Run)
     {
         Notes = """
             Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only; after a repair they say what is left.
@@ -27,18 +27,21 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        CheckReport report = line.Has(Repair)
-            ? ImageOptions.Opener.Repair(path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format)
-            : Check(path, format);
+        CheckReport report = Check(line, path, format);
         if (line.Has(ImageOptions.Json)) Output.WriteJson(json => CheckReports.Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
     }
 
-    private static CheckReport Check(string path, string? format)
+    private static CheckReport Check(ParsedLine line, string path, string? format)
     {
+        RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
+        using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
+        Action<double>? told = progress is null ? null : progress.Report;
+        if (mode is not null) return ImageOptions.Opener.Repair(path, mode.Value, format, policy, told);
         CheckReport? report = null;
-        return ImageServers.Run(path, () => report = ImageOptions.Opener.Check(path, format), "check", static _ => { }) is { } answer
+        return ImageServers.Run(path, () => report = ImageOptions.Opener.Check(path, format, policy, told), "check", static _ => { }) is { } answer
             ? CheckReports.Read(answer.GetProperty("report"))
             : report!;
     }

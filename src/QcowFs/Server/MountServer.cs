@@ -5,6 +5,7 @@
 // M3. Nothing here names a path below the mount point once the mount exists: that would wait for ourselves.
 using System.Runtime.InteropServices;
 using System.Text.Json;
+using QcowFs.CommandLine;
 using QcowFs.Commands;
 using QcowFs.FileSystem;
 using QcowFs.Fuse;
@@ -26,6 +27,7 @@ internal sealed class MountServer : IDisposable
     private readonly ServerLog _log;
     private readonly ImageDirectory? _directory;
     private readonly DiskFileSystem _fileSystem;
+    private readonly string? _overlayPath; // absolute; null: none, or a temporary one
     private readonly ManualResetEventSlim _ended = new(false);
     private FuseMount? _mount;
     private Receipt? _receipt; // set before _ended
@@ -41,6 +43,7 @@ internal sealed class MountServer : IDisposable
             : settings.StaysInForeground ? null : RuntimeDirectory.Create() + "/qcowfs.log";
         _log = new ServerLog(log, _mountPoint.Path, TimeProvider.System);
         _source = Path.GetFullPath(settings.Source);
+        _overlayPath = settings.OverlayFile is { } overlay ? Path.GetFullPath(overlay) : null;
         OpenOptions open = settings.Open with { Log = _log.Write };
         if (!IsDirectory(settings.Source))
         {
@@ -49,6 +52,8 @@ internal sealed class MountServer : IDisposable
         }
         if (_mountPoint.IsFile)
             throw new CommandFailure(settings.MountPoint, "is a regular file, which can show one image only", "give a directory");
+        if (settings.HasOverlay)
+            throw CommandFailure.Usage(MountSettings.Overlay.Display, $"{settings.Source} is a directory, and an overlay lies over one image", "give that image");
         _directory = new ImageDirectory(_source, new ImageDirectoryOptions
         {
             Open = open,
@@ -64,6 +69,11 @@ internal sealed class MountServer : IDisposable
 
     private DiskFileSystem ForImage(OpenOptions open)
     {
+        if (open.StreamRate is not null && ImageOptions.Opener.ReadInfo(_settings.Source, open.Format).Format is var format and not "add-cow")
+        {
+            throw CommandFailure.Usage(MountSettings.Stream.Display,
+                $"{_settings.Source} is {format}, and only add-cow images are filled from their backing file", "leave it out");
+        }
         MountedImage image = new(
             new MountedImageOptions
             {
@@ -74,7 +84,9 @@ internal sealed class MountServer : IDisposable
                 Log = _log.Write,
                 Describe = ErrorLine.For,
             },
-            () => new ImageHold(HostFileSystem.Instance, _settings.Source, open));
+            () => _settings.HasOverlay
+                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _settings.OverlayFile, open)
+                : new ImageHold(HostFileSystem.Instance, _settings.Source, open));
         return _mountPoint.IsFile
             ? DiskFileSystem.ForFile(image, _settings.Tree)
             : DiskFileSystem.ForImage(image, _settings.Tree, TimeProvider.System, _log.Write);
@@ -142,7 +154,7 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        _log.Write($"mounted {_source}{(_settings.IsWritable ? ", writable" : "")}");
+        _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
@@ -150,7 +162,7 @@ internal sealed class MountServer : IDisposable
             _log.Write($"the connection ended: {end}");
             Detach(); // a dead mount would stay in the tree
         }
-        Receipt receipt = new(_mountPoint.Path, _fileSystem.Close(Check)); // M2
+        Receipt receipt = new(_mountPoint.Path, [.. _fileSystem.Close(Check).Select(WithOverlay)]); // M2
         foreach (string line in receipt.Lines())
         {
             _log.Write(line);
@@ -161,11 +173,15 @@ internal sealed class MountServer : IDisposable
         return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
     }
 
-    /// <summary>What a check of an image finds, for its account, unless it would take long.</summary>
-    private static string Check(IImageHold hold)
+    private ImageReceipt WithOverlay(ImageReceipt receipt) =>
+        _settings.HasOverlay ? receipt with { Overlay = _overlayPath ?? ImageReceipt.TemporaryOverlay } : receipt;
+
+    /// <summary>What a check of an image, or of the overlay in its place, finds, for its account, unless it would take long.</summary>
+    private string Check(IImageHold hold)
     {
         const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
-        ImageFileFacts facts = hold.ReadFacts();
+        if (_settings.HasOverlay && _overlayPath is null) return "not run"; // it is gone
+        ImageFileFacts facts = hold is OverlayHold overlay ? overlay.ReadOverlayFacts() : hold.ReadFacts();
         bool isWorthIt = facts.ClusterSize is { } cluster && facts.ActualSize / cluster <= mostClusters;
         return isWorthIt ? CheckCommand.Summary(hold.Check()) : "not run";
     }

@@ -32,10 +32,12 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
                 continue;
             }
             string done = $"{Output.Safe(image.Name)}: {Sizes.Describe(image.Written)} written, {Sizes.Describe(image.Discarded)} discarded";
+            if (image.Overlay == ImageReceipt.TemporaryOverlay) done += ", in a temporary overlay that is gone";
+            else if (image.Overlay is not null) done += $", kept in {Output.Safe(Path.GetFileName(image.Overlay))}";
             if (image.Shared > 0) done += $", {Sizes.Describe(image.Shared)} shared";
             if (image.Replayed is not null) done += $", recovered: {image.Replayed}";
             if (image.Check != "not run") done += $", check: {image.Check}";
-            yield return done + (image.Error is null ? "; closed and durable" : $"; NOT complete: {image.Error}");
+            yield return done + (image.Error is null ? image.Overlay == ImageReceipt.TemporaryOverlay ? "; the image is as it was" : "; closed and durable" : $"; NOT complete: {image.Error}");
         }
         if (read > 0) yield return read == 1 ? "1 image was only read" : $"{read} images were only read";
         if (Images.Count == 0) yield return "no image was used";
@@ -57,6 +59,7 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
             json.WriteNumber("shared", image.Shared);
             json.WriteString("check", image.Check);
             json.WriteString("error", image.Error);
+            if (image.Overlay is not null) json.WriteString("overlay", image.Overlay);
             json.WriteEndObject();
         }
         json.WriteEndArray();
@@ -76,7 +79,10 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
                 image.GetProperty("discarded").GetInt64(),
                 image.GetProperty("shared").GetInt64(),
                 image.GetProperty("check").GetString()!,
-                image.GetProperty("error").GetString()));
+                image.GetProperty("error").GetString())
+            {
+                Overlay = image.TryGetProperty("overlay", out JsonElement overlay) ? overlay.GetString() : null,
+            });
         }
         return new Receipt(json.GetProperty("mountpoint").GetString()!, images);
     }
