@@ -13,7 +13,7 @@ internal static class Program
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
         CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, CommitCommand.Table,
-        ConfigCommand.Table,
+        ConfigCommand.Table, LoopCommand.Table,
     ];
 
     private static int Main(string[] words)

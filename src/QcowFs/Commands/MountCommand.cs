@@ -26,6 +26,6 @@ internal static class MountCommand
         if (settings.StaysInForeground) return MountServer.Run(settings, () => true);
         return Launcher.IsServer
             ? MountServer.Run(settings, Launcher.ReportReady)
-            : Launcher.Launch(Environment.GetCommandLineArgs().AsSpan(1).ToArray(), settings.MountPoint);
+            : Launcher.Launch(Environment.GetCommandLineArgs().AsSpan(1).ToArray(), settings.MountPoint, settings.Open.DirectIo);
     }
 }

@@ -91,6 +91,7 @@ internal sealed class MountServer : IDisposable
 
     private int Serve(Func<bool> ready)
     {
+        if (IsResident) ResidentMemory.Prepare(_settings.Open.CacheSize);
         // Before the mount exists, so that at no moment a signal ends the process instead of the mount.
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
@@ -106,7 +107,8 @@ internal sealed class MountServer : IDisposable
         });
         using FuseSession session = new(_fileSystem, _mount.TakeDevice(), new FuseSessionOptions
         {
-            Threads = _settings.ThreadCount,
+            Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
+            ResidentMemory = IsResident,
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
@@ -124,6 +126,9 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    /// <summary>O_DIRECT is what places with tight memory ask for.</summary>
+    private bool IsResident => _settings.Open.DirectIo;
+
     private int ServeUntilEnd(FuseSession session, Func<bool> ready)
     {
         // Relative paths have been resolved; a working directory would keep its file system busy.
@@ -132,6 +137,8 @@ internal sealed class MountServer : IDisposable
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
         _log.Write($"mounted {_source}{(_overlay is not null ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
+        if (_settings.StaysInForeground) ServiceManager.Ready($"{_source} on {_mountPoint.Path}");
+        using Watchdog watchdog = new(session.CopyRequestsInFlight, _log.Write, TimeProvider.System);
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
@@ -182,6 +189,7 @@ internal sealed class MountServer : IDisposable
     {
         context.Cancel = true;
         if (Interlocked.Increment(ref _terminations) > 1) _ = Libc.Kill(Environment.ProcessId, Libc.SIGKILL);
+        if (_settings.StaysInForeground) ServiceManager.Stopping("committing; files that are open are served until they are closed");
         _log.Write($"{context.Signal}: committing and detaching; files that are open are served until they are closed");
         try
         {
