@@ -137,7 +137,7 @@ internal sealed class MountServer : IDisposable
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
         _log.Write($"mounted {_source}{(_overlay is not null ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
-        if (_settings.StaysInForeground) ServiceManager.Ready($"{_source} on {_mountPoint.Path}");
+        if (_settings.StaysInForeground) ServiceNotice.Ready($"{_source} on {_mountPoint.Path}");
         using Watchdog watchdog = new(session.CopyRequestsInFlight, _log.Write, TimeProvider.System);
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
@@ -189,7 +189,7 @@ internal sealed class MountServer : IDisposable
     {
         context.Cancel = true;
         if (Interlocked.Increment(ref _terminations) > 1) _ = Libc.Kill(Environment.ProcessId, Libc.SIGKILL);
-        if (_settings.StaysInForeground) ServiceManager.Stopping("committing; files that are open are served until they are closed");
+        if (_settings.StaysInForeground) ServiceNotice.Stopping("committing; files that are open are served until they are closed");
         _log.Write($"{context.Signal}: committing and detaching; files that are open are served until they are closed");
         try
         {

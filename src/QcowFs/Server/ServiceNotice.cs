@@ -5,7 +5,7 @@ using System.Text;
 namespace QcowFs.Server;
 
 /// <summary>Speaks to the service manager, where there is one that listens.</summary>
-internal static class ServiceManager
+internal static class ServiceNotice
 {
     private const string Variable = "NOTIFY_SOCKET";
 
