@@ -30,21 +30,28 @@ internal sealed record CowImageParts(
 /// <summary>A disk image over a block map.</summary>
 internal sealed partial class CowImage : IDiskImage
 {
+    private static readonly TimeSpan ConfirmDelay = TimeSpan.FromMilliseconds(100);
+
     private readonly CowImageParts _parts;
     private readonly IBlockMap _map;
     private readonly ICompressingMap? _compressing;
+    private readonly IWriteGuard? _guard;
+    private readonly IWriteGuard? _dataGuard;
     private readonly IStorage _data;
     private readonly IDiskImage? _backing;
     private readonly ReaderEpoch _epoch;
     private readonly RangeGate _ranges = new();
     private readonly GroupCommit _commits;
     private readonly ITimer? _commitTimer;
+    private readonly ITimer? _confirmTimer;
     private readonly TimeSpan _commitInterval;
     private readonly long _blockMask;
     private readonly int _blockBits;
     private readonly Action<string>? _log;
     private readonly Thread? _recovery;
     private int _timerArmed;
+    private int _confirmArmed;
+    private long _commitsAtConfirm;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
     private bool _closed;
@@ -55,6 +62,8 @@ internal sealed partial class CowImage : IDiskImage
         _parts = parts;
         _map = parts.Map;
         _compressing = options is { Compress: true, Writable: true } ? parts.Map as ICompressingMap : null;
+        _guard = parts.Map.Guard;
+        _dataGuard = _guard is { ListsData: true } ? _guard : null;
         _data = parts.Data;
         _backing = parts.Backing;
         _epoch = parts.Epoch;
@@ -68,6 +77,8 @@ internal sealed partial class CowImage : IDiskImage
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+        if (_commitTimer is not null && _guard is not null)
+            _confirmTimer = options.Time.CreateTimer(_ => ConfirmInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
         if (options.BackgroundRecovery && _map.Recovery is not null)
         {
             _recovery = new Thread(RecoverInBackground) { IsBackground = true, Name = "recovery" };
@@ -153,6 +164,7 @@ internal sealed partial class CowImage : IDiskImage
             return;
         _closed = true;
         _commitTimer?.Dispose();
+        _confirmTimer?.Dispose();
         StopRecovery();
         try
         {
@@ -178,6 +190,7 @@ internal sealed partial class CowImage : IDiskImage
     {
         _closed = true;
         _commitTimer?.Dispose();
+        _confirmTimer?.Dispose();
         StopRecovery();
         _map.Dispose();
         foreach (IStorage file in _parts.Files)
@@ -253,6 +266,8 @@ internal sealed partial class CowImage : IDiskImage
 
         if (_map.IsDirty)
             ArmCommitTimer();
+        if (_guard is { HasUnconfirmed: true })
+            ArmConfirmTimer();
     }
 
     /// <summary>Whether guest data was written since the last call. Cleared only where it was set: whoever set it has written, and
@@ -335,6 +350,33 @@ internal sealed partial class CowImage : IDiskImage
         catch (ObjectDisposedException) when (_closed)
         {
             // Close commits by itself.
+            return;
+        }
+    }
+
+    // When no commit came for a while, one confirms what is listed, so that the next overwrite need not wait for it.
+    private void ConfirmInBackground()
+    {
+        Volatile.Write(ref _confirmArmed, 0);
+        if (_guard is not { HasUnconfirmed: true } || _closed)
+            return;
+        if (Interlocked.Exchange(ref _commitsAtConfirm, Statistics.Commits) != Statistics.Commits)
+            ArmConfirmTimer();
+        else
+            CommitInBackground();
+    }
+
+    private void ArmConfirmTimer()
+    {
+        if (_confirmTimer is null || Interlocked.Exchange(ref _confirmArmed, 1) != 0)
+            return;
+        try
+        {
+            _confirmTimer.Change(ConfirmDelay, Timeout.InfiniteTimeSpan);
+        }
+        catch (ObjectDisposedException) when (_closed)
+        {
+            // Close confirms by itself.
             return;
         }
     }

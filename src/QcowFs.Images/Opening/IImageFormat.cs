@@ -46,6 +46,9 @@ internal interface IImageLayer
     /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
     string? WhyNotCompressed => "the format has no compressed blocks";
 
+    /// <summary>Why the image cannot be written with a journal, and what to do; or null where it can.</summary>
+    (string Problem, string Advice)? WhyNoJournal => ("the format has no journal", "mount it without --journal");
+
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 

@@ -145,6 +145,8 @@ internal sealed class ImageChain : IDisposable
         link.Layer.RequireOpenable(_options.Writable);
         if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
             throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");
+        if (_options is { Writable: true, Journal: not null } && link.Layer.WhyNoJournal is { } obstacle)
+            throw new ImageFormatException(file.Name, "journal", -1, obstacle.Problem, obstacle.Advice);
         OpenDataFile(link, _options.Writable);
     }
 

@@ -54,6 +54,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     // Memory: 4 bytes of count and a bit for each cluster of a window.
     private const int WindowClusters = 4 << 20;
     private const int AttemptsPerWindow = 4;
+    private const int CommitsToSettle = 3;
 
     private readonly ManualResetEventSlim _stop = new();
     private Action _commit = static () => { };
@@ -132,7 +133,10 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     private void Collect(long first, int count)
     {
         _unsure = false;
-        _commit(); // so that what waits to be given up is not touched in the window
+        // So that what waits to be given up is not touched in the window; with a journal that takes commits of its own.
+        _commit();
+        for (int i = 0; i < CommitsToSettle && state.Pending.Count > 0; i++)
+            _commit();
         TouchedClusters touched = new(first, count);
         lock (state.Cache.Gate)
             state.Watch(touched);
@@ -165,6 +169,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
             ResidentTable table = state.Refcounts.Table;
             header = state.Header with
             {
+                Journal = state.JournalArea,
                 RefcountTableOffset = table.Offset,
                 RefcountTableClusters = (int)((table.Length * 8L) >> state.Header.ClusterBits),
             };
