@@ -74,6 +74,9 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount + _state.Pending.Count > Qcow2State.RemovalLimit;
 
+    /// <summary>The journal's commits; null while there is no journal.</summary>
+    internal JournalCommit? JournalCommit => _journal?.Commit;
+
     public bool IsDirty => _state.IsDirty || _state.Pending.Count > 0;
 
     public IWriteGuard? Guard => _journal?.Guard;

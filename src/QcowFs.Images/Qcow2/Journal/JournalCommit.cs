@@ -55,6 +55,9 @@ internal sealed class JournalCommit
         _synced = _confirmed = ring.Head.Sequence - 1;
     }
 
+    /// <summary>Where the next record goes. A hint while others write.</summary>
+    public JournalPosition Head => _ring.Head;
+
     private bool HasUnlogged =>
         _redo.Count > 0 || _reclaim.Revokes.Count > 0 || _cache.HasUnlogged || _state.L1.HasUnlogged || _state.Refcounts.Table.HasUnlogged;
 
@@ -119,12 +122,12 @@ internal sealed class JournalCommit
         }
     }
 
-    /// <summary>Brings everything to its place, with the ring empty, durably. Nothing is dirty, and nobody changes anything.</summary>
+    /// <summary>Brings everything that is committed to its place, durably, and confirms it. Call as <see cref="Run"/>.</summary>
     public void Settle()
     {
         lock (_ringLock)
         {
-            _confirmed = _checkpoint.Force(_synced, _ring.Head, _confirmed);
+            _confirmed = _checkpoint.Force(_synced, _behind, _confirmed);
             _guard.Confirmed();
         }
     }
