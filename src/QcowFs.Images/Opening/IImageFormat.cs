@@ -66,6 +66,9 @@ internal interface IImageLayer
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 
+    /// <summary>What the image's journal holds; null where it has none.</summary>
+    JournalFacts? DescribeJournal() => null;
+
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
 

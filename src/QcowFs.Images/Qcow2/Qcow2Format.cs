@@ -60,6 +60,8 @@ internal sealed class Qcow2Format : IImageFormat
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
+        public JournalFacts? DescribeJournal() => header.HasJournal ? JournalReplay.Plan(header, file).Describe() : null;
+
         public CheckReport Check() => Qcow2Checker.Check(file);
 
         public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);

@@ -75,8 +75,8 @@ internal sealed class JournalReplay
         {
             int dropped = _entries.Count - Replayed;
             int at = _entries.FindIndex(entry => entry.Verdict != JournalVerdict.Replayed);
-            return $"{Replayed} journal records were replayed"
-                + (dropped == 0 ? "" : $", {dropped} that no sync had acknowledged were dropped, from byte {_entries[at].HostOffset} on");
+            return $"{Replayed} journal {(Replayed == 1 ? "record" : "records")} replayed"
+                + (dropped == 0 ? "" : $", {dropped} that no sync had acknowledged dropped, from byte {_entries[at].HostOffset} on");
         }
     }
 
@@ -91,6 +91,47 @@ internal sealed class JournalReplay
         replay.Decide();
         return replay;
     }
+
+    /// <summary>All that the records say.</summary>
+    public JournalFacts Describe()
+    {
+        List<JournalRecordFacts> records = new(_entries.Count);
+        _reader.Walk((record, _) =>
+        {
+            JournalEntry entry = _entries[records.Count];
+            List<FileRange> writes = new(record.Header.RedoCount);
+            int cursor = 0;
+            while (record.TryNextRedo(ref cursor, out long offset, out ReadOnlySpan<byte> bytes))
+                writes.Add(new FileRange(offset, bytes.Length));
+            List<FileRange> revokes = [];
+            for (int i = 0; i < record.Header.Revokes; i++)
+                revokes.Add(new FileRange(record.Revoke(i).Offset, record.Revoke(i).Length));
+            List<FileRange> checks = [];
+            for (int i = 0; i < record.Header.Checks; i++)
+                checks.Add(new FileRange(record.Check(i).Offset, record.Check(i).Length));
+            records.Add(new JournalRecordFacts(
+                record.Header.Sequence, record.Header.Kind == JournalRecordKind.Commit ? "commit" : "intent",
+                new FileRange(entry.HostOffset, record.Header.Length), record.Header.Confirmed, record.Header.DataIsDurable,
+                Name(entry.Verdict), writes, revokes, checks));
+            return records.Count < _entries.Count;
+        });
+        return new JournalFacts
+        {
+            Path = _file.Name,
+            Ring = new FileRange(Area.RingOffset, Superblock.RingBytes),
+            Confirmed = Superblock.Confirmed,
+            AfterKill = AfterKill,
+            Summary = Summary,
+            Records = records,
+        };
+    }
+
+    private static string Name(JournalVerdict verdict) => verdict switch
+    {
+        JournalVerdict.Replayed => "replayed",
+        JournalVerdict.NotAcknowledged => "not-acknowledged",
+        _ => "unsynced",
+    };
 
     /// <summary>The file as it is after the replay, for reading.</summary>
     public IStorage View()
