@@ -19,6 +19,8 @@ ln -sf ../lib/qcowfs/qcowfs "$destdir$prefix/bin/qcowfs"
 put 755 "$packaging/mount.qcowfs" "$prefix/sbin"
 ln -sf mount.qcowfs "$destdir$prefix/sbin/mount.fuse.qcowfs"
 put 755 "$packaging/umount.fuse.qcowfs" "$prefix/sbin"
+# Only an example: a file in /etc is read at every start, though it states nothing.
+put 644 "$packaging/qcowfs.json" "$prefix/share/doc/qcowfs/examples"
 put 644 "$packaging/qcowfs.1" "$prefix/share/man/man1"
 put 644 "$packaging/qcowfs.bash" "$prefix/share/bash-completion/completions" qcowfs
 

@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot'
+    local commands='mount umount list info inspect journal check create map resize snapshot sync commit config'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -13,7 +13,7 @@ _qcowfs() {
 
     case $previous in
         -f | --format | -F | --backing-format)
-            mapfile -t COMPREPLY < <(compgen -W 'qcow2 raw' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow raw' -- "$current")
             return
             ;;
         -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
@@ -22,11 +22,11 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
-                --cache= --threads --direct-io= --log= --foreground --nonempty"
+            options="$options -w --writable --overlay --overlay= --stream --stream= --snapshot= --journal --journal= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+                --cache= --threads --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
-        umount)
-            options="$options --lazy --json"
+        umount | sync)
+            [ "$command" = sync ] && options="$options --freeze --thaw" || options="$options --lazy --json"
             if [ "${current#-}" = "$current" ]; then
                 mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.qcowfs" { print $2 }' /proc/mounts)" -- "$current")
                 return
@@ -35,8 +35,13 @@ _qcowfs() {
         list) options="$options --json" ;;
         info) options="$options --chain -f --format --allow-references= --json" ;;
         inspect | map) options="$options -f --format --allow-references= --json" ;;
-        check) options="$options -f --format --repair=leaks --repair=all --json" ;;
+        journal) options="$options -f --format --json" ;;
+        check) options="$options -f --format --allow-references= --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
+        config)
+            options="$options --json --allow-references= --allow-other --uid --gid --mode --cache-size --cache= --threads --direct-io= --log="
+            ;;
+        commit) options="$options -f --format --allow-references=" ;;
         snapshot)
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then

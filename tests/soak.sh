@@ -9,6 +9,12 @@ end=$(($(date +%s) + minutes * 60))
 # Starts at the clock, so that tomorrow's soak is not today's again; the number is printed.
 offset=$(($(date +%s) % 1000000 * 1000))
 rounds=0
+
+# Steps of the invariants' simulation in a round, about a quarter of a millisecond each: a day's soak makes hundreds of millions.
+export QCOWFS_INVARIANT_STEPS=${QCOWFS_INVARIANT_STEPS:-2000000}
+
+# Turns that each kind of image takes with QEMU in a round.
+export QCOWFS_TURNS=${QCOWFS_TURNS:-100}
 while [ "$(date +%s)" -lt "$end" ]; do
     QCOWFS_SEED_OFFSET=$offset "$tests/run-tests.sh" Simulation Conformance || {
         printf 'soak: failed in round %d; repeat with QCOWFS_SEED_OFFSET=%d\n' $((rounds + 1)) "$offset" >&2

@@ -72,6 +72,6 @@ public static class DiskMap
         if (extent.Host < 0) return null;
         ImageInfo? layer = info;
         for (int depth = 0; depth < extent.Depth && layer is not null; depth++) layer = layer.Backing;
-        return layer?.Path;
+        return layer?.DataPath ?? layer?.Path;
     }
 }

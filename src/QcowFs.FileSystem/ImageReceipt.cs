@@ -10,4 +10,11 @@ namespace QcowFs.FileSystem;
 /// <param name="Check">What a consistency check after the close found, or "not run".</param>
 /// <param name="Error">Why the image is not complete, or null.</param>
 public sealed record ImageReceipt(
-    string Name, string? Replayed, long Written, long Discarded, long Shared, string Check, string? Error);
+    string Name, string? Replayed, long Written, long Discarded, long Shared, string Check, string? Error)
+{
+    /// <summary>What <see cref="Overlay"/> says of an overlay that is gone.</summary>
+    public const string TemporaryOverlay = "temporary";
+
+    /// <summary>The overlay's file to which changes went instead of the image, or <see cref="TemporaryOverlay"/>; null without one.</summary>
+    public string? Overlay { get; init; }
+}

@@ -14,7 +14,8 @@ public static class InfoJson
         json.WriteStartObject();
         json.WriteString("filename", facts.Path);
         json.WriteString("format", facts.Format);
-        json.WriteNumber("virtual-size", facts.VirtualSize);
+        if (facts.VirtualSize is { } size) json.WriteNumber("virtual-size", size);
+        else json.WriteNull("virtual-size");
         if (facts.ActualSize is { } actual) json.WriteNumber("actual-size", actual);
         if (facts.ClusterSize is { } cluster) json.WriteNumber("cluster-size", cluster);
         if (facts.BackingName is not null) json.WriteString("backing-filename", facts.BackingName);
@@ -96,6 +97,9 @@ public static class InfoJson
                 break;
             case long number:
                 json.WriteNumberValue(number);
+                break;
+            case double real:
+                json.WriteNumberValue(real);
                 break;
             case IEnumerable<FormatFact> facts:
                 json.WriteStartObject();

@@ -30,6 +30,16 @@ public interface IDiskImage : IStorage
     /// that a kernel could serve it directly. The handle stays owned by the image.</summary>
     bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file);
 
+    /// <summary>Facts, now, of the host file that holds the guest's data where that is another than the image's own; else null.</summary>
+    FileFacts? DataFile => null;
+
+    /// <summary>How far the copying from the backing image has come, or null where none was asked for.</summary>
+    FillProgress? Fill => null;
+
+    /// <summary>Those of the format's facts that change while the image is in use, under the keys of
+    /// <see cref="ImageFileFacts.FormatSpecific"/>.</summary>
+    IReadOnlyList<FormatFact> CurrentFacts => [];
+
     /// <summary>Ends the image properly: commits, collects what is pending, clears the in-use mark, makes all durable and releases
     /// the files. Throws <see cref="StorageException"/> when anything was not durable; the files are released all the same.
     /// A second call does nothing.</summary>

@@ -1,4 +1,4 @@
-// Changes of a whole image that nobody else has open: its size, its internal snapshots.
+// Changes of a whole image that nobody else has open: its size, its internal snapshots, what it holds over its base.
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -38,7 +38,7 @@ public sealed class ImageEditor(IHostFiles files, TimeProvider time)
     {
         using ImageChain chain = ImageChain.Walk(files, path, options with { Writable = true });
         IStorage file = chain.Source;
-        long old = chain.SourceLayer.Describe().VirtualSize;
+        long old = chain.DiskSize;
         if (change.Sign > 0 && change.Bytes > long.MaxValue - old)
             throw new ImageFormatException(file.Name, "size", -1, $"the disk's {old} bytes cannot grow by {change.Bytes}", "give less");
         if (change.Sign < 0 && change.Bytes > old)
@@ -66,4 +66,12 @@ public sealed class ImageEditor(IHostFiles files, TimeProvider time)
         layer.RequireOpenable(writable: true);
         layer.EditSnapshot(action, name, time.GetUtcNow());
     }
+
+    /// <summary>Writes all that an image holds into the image below it and empties it. A crash leaves the two reading the same together,
+    /// and the commit can be run again.</summary>
+    /// <param name="path">The image whose content is to go down.</param>
+    /// <param name="options">Format and references; the image and the one below it are opened for writing whatever they say.</param>
+    /// <param name="progress">Told the bytes of the disk that are done and all of them, now and then; may be null.</param>
+    public CommitResult Commit(string path, OpenOptions options, Action<long, long>? progress) =>
+        OverlayCommit.Run(files, path, options, progress);
 }

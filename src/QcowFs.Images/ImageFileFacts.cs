@@ -10,8 +10,8 @@ public sealed record ImageFileFacts
     /// <summary>Format name: raw, qcow2, add-cow, vhdx.</summary>
     public required string Format { get; init; }
 
-    /// <summary>Size of the guest disk in bytes.</summary>
-    public required long VirtualSize { get; init; }
+    /// <summary>Size of the guest disk in bytes, or null where only a file that the image names could tell.</summary>
+    public required long? VirtualSize { get; init; }
 
     /// <summary>Host space that the file takes in bytes, or null where the host cannot tell.</summary>
     public long? ActualSize { get; init; }
@@ -57,11 +57,15 @@ public sealed record ImageFileFacts
 /// <param name="Icount">Instruction count of the guest, or null.</param>
 /// <param name="VirtualSize">Size of the disk at that moment in bytes, or null where the image does not state it.</param>
 public sealed record SnapshotFacts(string Id, string Name, ulong VmStateSize, long DateSeconds, long DateNanoseconds,
-    ulong VmClockNanoseconds, ulong? Icount, long? VirtualSize);
+    ulong VmClockNanoseconds, ulong? Icount, long? VirtualSize)
+{
+    /// <summary>The bytes of <see cref="Name"/> as the image holds them, where it can hold bytes that are not UTF-8.</summary>
+    public ReadOnlyMemory<byte> RawName { get; init; } = System.Text.Encoding.UTF8.GetBytes(Name);
+}
 
 /// <summary>One fact that only a certain format has.</summary>
 /// <param name="Key">Its key in JSON.</param>
-/// <param name="Value">A string, a bool, a long, a list of strings, a list of facts (an object), or a list of such lists.</param>
+/// <param name="Value">A string, a bool, a long, a double, a list of strings, a list of facts (an object), or a list of such lists.</param>
 public readonly record struct FormatFact(string Key, object Value);
 
 /// <summary>Who uses an image file, by QEMU's locks.</summary>

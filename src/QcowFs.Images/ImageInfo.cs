@@ -7,6 +7,9 @@ public sealed record ImageInfo
     /// <summary>Path of the image file as the user gave it.</summary>
     public required string Path { get; init; }
 
+    /// <summary>Path of the file that holds the guest's data where that is another one, or null.</summary>
+    public string? DataPath { get; init; }
+
     /// <summary>Format name: raw, qcow2, add-cow, vhdx.</summary>
     public required string Format { get; init; }
 

@@ -2,7 +2,8 @@
 namespace QcowFs.Images;
 
 /// <summary>Live counters of one open image. Thread-safe; reading is not atomic across members.</summary>
-public sealed class ImageStatistics
+/// <param name="metadataReads">Gives <see cref="MetadataReads"/>; null: the format counts none.</param>
+public sealed class ImageStatistics(Func<long>? metadataReads = null)
 {
     private long _bytesRead;
     private long _bytesWritten;
@@ -32,6 +33,9 @@ public sealed class ImageStatistics
 
     /// <summary>Bytes copied or zero-filled around partial writes to fill whole blocks.</summary>
     public long BytesCopied => Interlocked.Read(ref _bytesCopied);
+
+    /// <summary>Times that metadata was not in the cache and had to be read from the file.</summary>
+    public long MetadataReads => metadataReads?.Invoke() ?? 0;
 
     internal void AddRead(long bytes) => Interlocked.Add(ref _bytesRead, bytes);
 

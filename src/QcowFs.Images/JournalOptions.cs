@@ -22,6 +22,9 @@ public sealed record JournalOptions
     /// <summary>Makes the id of a new journal, random, so that nobody can guess it.</summary>
     public required Func<UInt128> NewId { get; init; }
 
+    /// <summary>Images that cannot have a journal are opened without one, which the log says; else they are refused.</summary>
+    public bool IsOptional { get; init; }
+
     /// <summary>Where the image's file is; set when it is opened.</summary>
     internal StorageIdentity Host { get; init; }
 }

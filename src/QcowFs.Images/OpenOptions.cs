@@ -25,6 +25,9 @@ public sealed record OpenOptions
     /// writable. Null: the active disk.</summary>
     public string? Snapshot { get; init; }
 
+    /// <summary><see cref="Snapshot"/> is an id and never a name.</summary>
+    public bool SnapshotIsId { get; init; }
+
     /// <summary>Which files named inside the image may be opened.</summary>
     public ReferencePolicy References { get; init; }
 
@@ -53,6 +56,10 @@ public sealed record OpenOptions
 
     /// <summary>Whether what a crash left is put right by a background thread; tests run it themselves.</summary>
     public bool BackgroundRecovery { get; init; } = true;
+
+    /// <summary>Bytes per second at which a background thread copies what the image does not hold itself from its backing image, for
+    /// formats that can do without one afterwards; null: it does not. Only for a writable image.</summary>
+    public long? StreamRate { get; init; }
 
     /// <summary>Told one line for each thing a person may want to know (recovery, leaks collected, failure); may be null.</summary>
     public Action<string>? Log { get; init; }

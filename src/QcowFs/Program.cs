@@ -2,7 +2,9 @@
 using QcowFs.CommandLine;
 using QcowFs.Commands;
 using QcowFs.Images;
+using QcowFs.Native;
 using QcowFs.Server;
+using QcowFs.Settings;
 
 namespace QcowFs;
 
@@ -11,14 +13,15 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, JournalCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, CommitCommand.Table,
+        ConfigCommand.Table,
     ];
 
     private static int Main(string[] words)
     {
         try
         {
-            return Run(words);
+            return Run(GivenWords(words));
         }
         catch (Exception fault) // the one place where everything ends
         {
@@ -34,6 +37,14 @@ internal static class Program
         }
     }
 
+    /// <summary>The words with nothing lost: the runtime decodes them as UTF-8, which a file name need not be.</summary>
+    internal static string[] GivenWords(string[] words)
+    {
+        if (!Array.Exists(words, static w => w.Contains('\uFFFD', StringComparison.Ordinal))) return words;
+        string[] all = HostText.Decode(File.ReadAllBytes("/proc/self/cmdline")).Split('\0', StringSplitOptions.None)[..^1];
+        return all[^words.Length..];
+    }
+
     private static int Run(ReadOnlySpan<string> words)
     {
         const string hint = "see \"qcowfs --help\"";
@@ -46,6 +57,7 @@ internal static class Program
             ParsedLine line = LineParser.Parse(command, words[1..]);
             if (line.Has(Help.HelpOption)) return Print(Help.ForCommand(command));
             LineParser.RequireOperands(line);
+            SettingSources.OfThisProcess().ApplyTo(line);
             return command.Run(line);
         }
         throw CommandFailure.Usage(words[0], words[0].StartsWith('-') ? "unknown option" : "unknown command", hint);

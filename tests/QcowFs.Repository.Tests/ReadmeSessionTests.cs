@@ -1,4 +1,4 @@
-// The session that the README shows is run as it stands there, and must say what it says there; numbers may differ.
+// The sessions that the README shows are run as they stand there, and must say what they say there; numbers may differ.
 using System.Diagnostics;
 using System.Text.RegularExpressions;
 using Xunit;
@@ -17,21 +17,25 @@ public sealed partial class ReadmeSessionTests
         Skip.If(!File.Exists("/dev/fuse"), "there is no /dev/fuse");
         string[] shown = Session(File.ReadAllLines(Repository.Absolute("README.md")));
         Assert.NotEmpty(shown);
-
         Assert.Equal(shown.Select(WithoutNumbers), Run(shown).Select(WithoutNumbers));
     }
 
     [Fact]
-    public void The_session_is_the_first_block_that_begins_with_a_prompt() => Assert.Equal(
-        ["$ a", "b", "$ c"],
-        Session(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    $ d"]));
+    public void The_session_is_all_blocks_that_begin_with_a_prompt() => Assert.Equal(
+        ["$ a", "b", "$ c", "$ d"],
+        Session(["text", "    make x", "", "    $ a", "    b", "    $ c", "", "    e", "", "    $ d"]));
 
-    private static string[] Session(string[] readme) =>
-    [
-        .. readme.SkipWhile(line => !line.StartsWith("    $ ", StringComparison.Ordinal))
-            .TakeWhile(line => line.StartsWith("    ", StringComparison.Ordinal))
-            .Select(line => line[4..]),
-    ];
+    private static string[] Session(string[] readme)
+    {
+        List<string> session = [];
+        bool isShown = false;
+        foreach (string line in readme)
+        {
+            isShown = line.StartsWith("    ", StringComparison.Ordinal) && (isShown || line.StartsWith("    $ ", StringComparison.Ordinal));
+            if (isShown) session.Add(line[4..]);
+        }
+        return [.. session];
+    }
 
     // Each command is echoed as shown, then run. As root it happens in a mount namespace that ends with it.
     private static string[] Run(string[] shown)

@@ -26,6 +26,7 @@ internal sealed record Operation(OperationKind Kind, int Offset, byte[] Bytes)
             int offset = random.Next(0, size - length);
             if (random.Next(3) != 0)
                 (offset, length) = (offset & ~511, Math.Max(512, length & ~511));
+            length = Math.Min(length, size - offset); // where the size is no multiple of the sector
             offset += first;
             int kind = random.Next(10);
             byte[] bytes = new byte[length];

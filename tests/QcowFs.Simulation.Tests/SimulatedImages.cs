@@ -34,6 +34,8 @@ public enum InitialContent
     Full,
     /// <summary>Guest data lives in another file.</summary>
     ExternalData,
+    /// <summary>All clusters are written, and there are persistent bitmaps of two granularities and a disabled one.</summary>
+    Bitmaps,
 }
 
 /// <summary>An image as bytes, with what it reads as.</summary>
@@ -182,6 +184,16 @@ internal static class SimulatedImages
                 Run("qemu-img", ["convert", .. compress, "-O", "qcow2", "-o", geometry.Options, raw, path]);
                 if (geometry.Content == InitialContent.Snapshot)
                     Run("qemu-img", "snapshot", "-c", "before", path);
+                if (geometry.Content == InitialContent.Bitmaps)
+                {
+                    Run("qemu-img", "bitmap", "--add", "-g", "512", path, "fine");
+                    Run("qemu-img", "bitmap", "--add", "-g", "4096", path, "coarse");
+                    Run("qemu-io", "-f", "qcow2", "-c", "write 3000 1000", path);
+                    Run("qemu-img", "bitmap", "--add", "--disable", "-g", "1024", path, "off");
+                    Run("qemu-img", "bitmap", "--merge", "fine", path, "off");
+                    pattern.AsSpan(3000, 1000).Fill(0xcd);
+                }
+
                 pattern.CopyTo(guest, 0);
                 break;
         }

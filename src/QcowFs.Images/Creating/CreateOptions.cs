@@ -21,6 +21,9 @@ internal sealed class CreateOptions
 {
     private readonly Dictionary<string, string> _options = [];
 
+    /// <summary>The backing image as it was read, its file closed again; null where there is none.</summary>
+    public IImageLayer? Backing { get; set; }
+
     public CreateOptions(IEnumerable<KeyValuePair<string, string>> options)
     {
         foreach ((string key, string value) in options)

@@ -21,4 +21,7 @@ public sealed record ImageRequest
 
     /// <summary>Further options under qemu-img's names, in the order given; a later one wins.</summary>
     public IReadOnlyList<KeyValuePair<string, string>> Options { get; init; } = [];
+
+    /// <summary>For an overlay: what it is to remember of its base.</summary>
+    internal BaseIdentity? Base { get; init; }
 }

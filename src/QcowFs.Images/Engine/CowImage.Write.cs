@@ -18,7 +18,16 @@ internal sealed partial class CowImage
     {
         CheckRange(offset, source.Length, "write");
         BeginChange();
+        _parts.Changes?.Note(offset, source.Length);
         Statistics.AddWritten(source.Length);
+        if (_map.IsComplete)
+        {
+            // No mapping changes any more, so nothing needs a lock.
+            _data.Write(offset, source);
+            _dataDirty = true;
+            return;
+        }
+
         while (source.Length > 0)
         {
             int step = (int)Math.Min(source.Length, StepEnd(offset) - offset);
@@ -183,7 +192,7 @@ internal sealed partial class CowImage
             if (IsZero(offset, zeros))
                 return zeros;
             int whole = WholeSubBlocks(offset, zeros);
-            if (whole > 0 && _map.TryPublishZero(offset, whole))
+            if (whole > 0 && TryZeroBlocks(offset, whole))
                 return whole;
         }
         else
@@ -294,6 +303,12 @@ internal sealed partial class CowImage
                         return false;
                     _dataDirty = true;
                 }
+                else if (_map.Traits.IsIdentity)
+                {
+                    // The block may be a hole of the data file.
+                    _data.Reserve(extent.Host, part);
+                    _dataDirty = true;
+                }
 
                 offset += part;
             }
@@ -306,10 +321,105 @@ internal sealed partial class CowImage
         }
     }
 
+    /// <summary>Copies from the backing image what the image does not hold itself of a range of whole blocks. Blocks that read as zeros
+    /// become holes of the data file.</summary>
+    /// <returns>Bytes read from the backing image for it.</returns>
+    internal long FillRange(long offset, long length)
+    {
+        long read = 0;
+        BeginChange();
+        Allocating(offset, length, default, (image, at, _) =>
+        {
+            read = image.FillExclusive(at, length);
+            return true;
+        });
+        return read;
+    }
+
+    /// <summary>Makes durable that nothing is missing.</summary>
+    internal void CompleteFill()
+    {
+        BeginChange();
+        _commits.Run();
+    }
+
+    /// <summary>The first byte from <paramref name="offset"/> on that the image does not hold itself, or the disk's end.</summary>
+    internal long FindMissing(long offset)
+    {
+        int slot = _epoch.Enter();
+        try
+        {
+            while (offset < Length && !_map.IsComplete)
+            {
+                Extent extent = _map.Lookup(offset, Length - offset);
+                if (extent.Kind == ExtentKind.Backing)
+                    return offset;
+                offset += extent.Length;
+            }
+
+            return Length;
+        }
+        finally
+        {
+            _epoch.Exit(slot);
+        }
+    }
+
+    private long FillExclusive(long offset, long length)
+    {
+        long read = 0;
+        byte[] buffer = ArrayPool<byte>.Shared.Rent((int)Math.Max(ComposeLimit, _blockMask + 1));
+        try
+        {
+            for (long end = offset + length; offset < end;)
+            {
+                Extent extent = _map.Lookup(offset, Math.Min(end - offset, buffer.Length & ~_blockMask));
+                int part = (int)extent.Length;
+                int hole = extent.Kind == ExtentKind.Backing ? WholeSubBlocks(offset, (int)ZeroPrefix(offset, part)) : 0;
+                if (hole > 0 && TryZeroBlocks(offset, hole))
+                {
+                    part = hole;
+                }
+                else if (extent.Kind == ExtentKind.Backing)
+                {
+                    // As far as the backing image has data, to the end of a block.
+                    part = (int)Math.Min(part, (QueryBacking(offset, part).Length + _blockMask) & ~_blockMask);
+                    ReadGuest(offset, buffer.AsSpan(0, part));
+                    read += part;
+                    FillBlocks(offset, buffer.AsSpan(0, part));
+                }
+
+                offset += part;
+            }
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(buffer);
+        }
+
+        return read;
+    }
+
+    private void FillBlocks(long offset, ReadOnlySpan<byte> bytes)
+    {
+        while (bytes.Length > 0)
+        {
+            int zeros = LeadingZeroBytes(offset, bytes);
+            int part = zeros > 0 ? zeros : NonZeroPrefix(offset, bytes);
+            if (zeros == 0 || !TryZeroBlocks(offset, zeros))
+                part = Place(offset, bytes[..part]);
+            offset += part;
+            bytes = bytes[part..];
+        }
+
+        _dataDirty = true;
+    }
+
     private void ZeroRange(long offset, long length, string operation)
     {
         CheckRange(offset, length, operation);
         BeginChange();
+        _parts.Changes?.Note(offset, length);
         long end = offset + length;
         while (offset < end)
         {
@@ -342,7 +452,7 @@ internal sealed partial class CowImage
 
             // The last sub-block of the disk may be cut by the disk's end.
             long wholeEnd = end == Length ? end : end & -subBlock;
-            if ((offset & (subBlock - 1)) == 0 && wholeEnd > offset && _map.TryPublishZero(offset, wholeEnd - offset))
+            if ((offset & (subBlock - 1)) == 0 && wholeEnd > offset && TryZeroBlocks(offset, wholeEnd - offset))
             {
                 offset = wholeEnd;
                 continue;
@@ -354,6 +464,17 @@ internal sealed partial class CowImage
             offset = next;
         }
 
+        return true;
+    }
+
+    /// <summary>Makes whole sub-blocks read as zeros without writing their bytes. False: the format cannot.</summary>
+    private bool TryZeroBlocks(long offset, long length)
+    {
+        if (!_map.Traits.IsIdentity)
+            return _map.TryPublishZero(offset, length);
+        _data.Discard(offset, length);
+        _dataDirty = true; // I1: before a commit can see the mapping
+        _map.Publish(new Reservation(offset, offset + length, offset, ReadsAsZero: true, InPlace: false));
         return true;
     }
 

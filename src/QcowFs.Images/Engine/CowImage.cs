@@ -24,8 +24,10 @@ namespace QcowFs.Images.Engine;
 /// <param name="Backing">Supplies unallocated blocks; null: zeros.</param>
 /// <param name="Latch">The failure latch that the files share.</param>
 /// <param name="Epoch">The epoch that the map's commit waits for before it frees blocks.</param>
+/// <param name="Changes">Is told of every change of the disk, or null.</param>
 internal sealed record CowImageParts(
-    IBlockMap Map, IStorage Data, IReadOnlyList<IStorage> Files, IDiskImage? Backing, FailureLatch Latch, ReaderEpoch Epoch);
+    IBlockMap Map, IStorage Data, IReadOnlyList<IStorage> Files, IDiskImage? Backing, FailureLatch Latch, ReaderEpoch Epoch,
+    IChangeTracker? Changes = null);
 
 /// <summary>A disk image over a block map.</summary>
 internal sealed partial class CowImage : IDiskImage
@@ -38,7 +40,8 @@ internal sealed partial class CowImage : IDiskImage
     private readonly IWriteGuard? _guard;
     private readonly IWriteGuard? _dataGuard;
     private readonly IStorage _data;
-    private readonly IDiskImage? _backing;
+    private readonly IDiskImage? _dataImage; // what is under _data where that is a disk image itself
+    private readonly BackgroundFill? _fill;
     private readonly ReaderEpoch _epoch;
     private readonly RangeGate _ranges = new();
     private readonly GroupCommit _commits;
@@ -49,6 +52,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly int _blockBits;
     private readonly Action<string>? _log;
     private readonly Thread? _recovery;
+    private IDiskImage? _backing; // taken away by a commit once it is not needed; used inside the epoch only
     private int _timerArmed;
     private int _confirmArmed;
     private long _commitsAtConfirm;
@@ -65,10 +69,12 @@ internal sealed partial class CowImage : IDiskImage
         _guard = parts.Map.Guard;
         _dataGuard = _guard is { ListsData: true } ? _guard : null;
         _data = parts.Data;
+        _dataImage = (parts.Data is LatchedStorage latched ? latched.Inner : parts.Data) as IDiskImage;
         _backing = parts.Backing;
         _epoch = parts.Epoch;
         _log = options.Log;
         Info = info;
+        Statistics = new ImageStatistics(() => _map.MetadataReads);
         Length = info.VirtualSize;
         IsReadOnly = !options.Writable;
         _blockMask = _map.Traits.BlockSize - 1L;
@@ -84,6 +90,9 @@ internal sealed partial class CowImage : IDiskImage
             _recovery = new Thread(RecoverInBackground) { IsBackground = true, Name = "recovery" };
             _recovery.Start();
         }
+
+        if (options.Writable && options.StreamRate is { } rate && _map.Traits.IsIdentity)
+            _fill = new BackgroundFill(this, rate, options);
     }
 
     public string Name => Info.Path;
@@ -94,9 +103,31 @@ internal sealed partial class CowImage : IDiskImage
 
     public ImageInfo Info { get; }
 
-    public ImageStatistics Statistics { get; } = new();
+    public ImageStatistics Statistics { get; }
 
-    public string? Failure => _parts.Latch.Reason;
+    public string? Failure => _parts.Latch.Reason ?? _dataImage?.Failure;
+
+    public FileFacts? DataFile => Info.DataPath is null ? null
+        : _dataImage is not null ? _dataImage.DataFile
+        : _data is LatchedStorage { Inner: FileStorage hostFile } ? hostFile.QueryFacts() : null;
+
+    public FillProgress? Fill => _fill?.Progress;
+
+    public IReadOnlyList<FormatFact> CurrentFacts
+    {
+        get
+        {
+            int slot = _epoch.Enter();
+            try
+            {
+                return _map.CurrentFacts;
+            }
+            finally
+            {
+                _epoch.Exit(slot);
+            }
+        }
+    }
 
     /// <summary>The block map, for the format's own commands and for tests.</summary>
     internal IBlockMap Map => _map;
@@ -130,6 +161,7 @@ internal sealed partial class CowImage : IDiskImage
             {
                 ExtentKind.Backing => QueryBacking(offset, extent.Length),
                 ExtentKind.Compressed => extent with { Host = -1 },
+                ExtentKind.Data when _map.Traits.IsIdentity => QueryData(extent),
                 _ => extent,
             };
         }
@@ -142,7 +174,13 @@ internal sealed partial class CowImage : IDiskImage
     public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)
     {
         file = null;
-        return false;
+        if (!_map.IsComplete)
+            return false;
+        if (_dataImage is not null)
+            return _dataImage.TryGetIdentityFile(out file);
+        IStorage storage = _data is LatchedStorage outer ? outer.Inner : _data;
+        file = storage is FileStorage hostFile && hostFile.Length == Length ? hostFile.Handle : null;
+        return file is not null;
     }
 
     public void Sync()
@@ -165,11 +203,14 @@ internal sealed partial class CowImage : IDiskImage
         _closed = true;
         _commitTimer?.Dispose();
         _confirmTimer?.Dispose();
+        _fill?.Dispose();
         StopRecovery();
         try
         {
             if (_inUse)
             {
+                _parts.Changes?.Store();
+
                 // A commit may leave lowered counts for the next one (I3); each has less to do than the one before.
                 do
                     _commits.Run();
@@ -179,6 +220,7 @@ internal sealed partial class CowImage : IDiskImage
             }
 
             ThrowIfFailed("close");
+            _dataImage?.Close();
         }
         finally
         {
@@ -191,6 +233,7 @@ internal sealed partial class CowImage : IDiskImage
         _closed = true;
         _commitTimer?.Dispose();
         _confirmTimer?.Dispose();
+        _fill?.Dispose();
         StopRecovery();
         _map.Dispose();
         foreach (IStorage file in _parts.Files)
@@ -200,10 +243,24 @@ internal sealed partial class CowImage : IDiskImage
 
     private Extent QueryBacking(long offset, long length)
     {
-        if (_backing is null || offset >= _backing.Length)
+        IDiskImage? backing = Volatile.Read(ref _backing);
+        if (backing is null || offset >= backing.Length)
             return new Extent(ExtentKind.Backing, length);
-        Extent extent = _backing.QueryExtent(offset, Math.Min(length, _backing.Length - offset));
+        Extent extent = backing.QueryExtent(offset, Math.Min(length, backing.Length - offset));
         return extent with { Depth = extent.Depth + 1, Writable = false };
+    }
+
+    /// <summary>What the data file itself knows of a range that this image maps to it: a hole there reads as zeros.</summary>
+    private Extent QueryData(in Extent extent)
+    {
+        if (_dataImage is not null)
+        {
+            Extent inner = _dataImage.QueryExtent(extent.Host, extent.Length);
+            return inner.Kind == ExtentKind.Backing ? new Extent(ExtentKind.Zero, inner.Length) : inner with { Depth = 0 };
+        }
+
+        bool isData = DataHoles.IsData(_data, extent.Host, extent.Length, out long run);
+        return isData ? extent with { Length = run } : new Extent(ExtentKind.Zero, run);
     }
 
     /// <summary>Reads guest bytes inside the epoch. Bytes past the end of the disk are zeros.</summary>
@@ -220,6 +277,7 @@ internal sealed partial class CowImage : IDiskImage
         {
             Extent extent = _map.Lookup(offset, destination.Length);
             Span<byte> part = destination[..(int)extent.Length];
+            IDiskImage? backing;
             switch (extent.Kind)
             {
                 case ExtentKind.Data:
@@ -228,8 +286,8 @@ internal sealed partial class CowImage : IDiskImage
                 case ExtentKind.Compressed:
                     _map.ReadCompressed(extent.Host, (int)(offset & _blockMask), part);
                     break;
-                case ExtentKind.Backing when _backing is not null:
-                    _backing.Read(offset, part);
+                case ExtentKind.Backing when (backing = Volatile.Read(ref _backing)) is not null:
+                    backing.Read(offset, part);
                     break;
                 default:
                     part.Clear();
@@ -268,6 +326,18 @@ internal sealed partial class CowImage : IDiskImage
             ArmCommitTimer();
         if (_guard is { HasUnconfirmed: true })
             ArmConfirmTimer();
+        if (_map.IsComplete)
+            ReleaseBacking();
+    }
+
+    /// <summary>Lets the backing image go once no block needs it: another process may write it then.</summary>
+    private void ReleaseBacking()
+    {
+        IDiskImage? backing = Interlocked.Exchange(ref _backing, null);
+        if (backing is null)
+            return;
+        _epoch.Synchronize();
+        backing.Dispose();
     }
 
     /// <summary>Whether guest data was written since the last call. Cleared only where it was set: whoever set it has written, and

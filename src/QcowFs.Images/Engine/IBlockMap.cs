@@ -5,7 +5,9 @@ namespace QcowFs.Images.Engine;
 /// <summary>Fixed facts about a block map.</summary>
 /// <param name="BlockSize">Unit of mapping in bytes, a power of two.</param>
 /// <param name="SubBlockSize">Unit in which a block can be partly present, in bytes; the block size where it cannot.</param>
-internal readonly record struct BlockMapTraits(int BlockSize, int SubBlockSize);
+/// <param name="IsIdentity">Every block lives in the data file at its guest offset. Such a format has no zero blocks: the engine makes
+/// the data file read as zeros there and publishes the blocks as data.</param>
+internal readonly record struct BlockMapTraits(int BlockSize, int SubBlockSize, bool IsIdentity = false);
 
 /// <summary>Host space for guest data that is about to be written, invisible until it is published.</summary>
 /// <param name="Start">First guest byte that must hold the guest's data before the reservation is published.</param>
@@ -64,6 +66,17 @@ internal interface IBlockMap : IDisposable
 
     /// <summary>Whether anything waits for a commit, including space to be freed.</summary>
     bool IsDirty { get; }
+
+    /// <summary>Every block is the image's own from now on, at its guest offset: no lookup says otherwise any more, and the backing image
+    /// is not needed. Never becomes false again.</summary>
+    bool IsComplete => false;
+
+    /// <summary>Facts of the format that change while the image is in use, under the keys of <see cref="ImageFileFacts.FormatSpecific"/>.
+    /// May read metadata.</summary>
+    IReadOnlyList<FormatFact> CurrentFacts => [];
+
+    /// <summary>Times that metadata was not in memory and had to be read; 0 where all of it is.</summary>
+    long MetadataReads => 0;
 
     /// <summary>Called before the first change that a writer makes: marks the image as in use, durably (I9, I10).</summary>
     void BeginUse();

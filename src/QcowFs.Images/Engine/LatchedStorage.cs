@@ -116,7 +116,9 @@ internal sealed class LatchedStorage(IStorage inner, FailureLatch latch) : IStor
         }
         catch (StorageException exception)
         {
-            latch.Fail(exception.Message);
+            // A disk image's sync is a commit: the host's space ended before anything was synced, and it begins anew the next time.
+            if (inner is not IDiskImage || !exception.IsOutOfSpace)
+                latch.Fail(exception.Message);
             throw;
         }
     }

@@ -30,6 +30,7 @@ internal sealed class MetadataCache
     private volatile bool _logs;
     private List<MetadataPage> _dirty = [];
     private int _frozenCount;
+    private long _misses;
 
     /// <summary>Creates an empty cache.</summary>
     /// <param name="file">The image file, owned by the caller.</param>
@@ -63,8 +64,14 @@ internal sealed class MetadataCache
     /// <summary>Pages changed and not yet written. Exact under the gate, a hint elsewhere.</summary>
     public int DirtyCount => _dirty.Count + _frozenCount;
 
+    /// <summary>Pages that had to be read.</summary>
+    public long Misses => Interlocked.Read(ref _misses);
+
     /// <summary>Whether so many pages are dirty that the caller should commit before it changes more.</summary>
     public bool NeedsCommit => DirtyCount > _dirtyLimit;
+
+    /// <summary>Every page that holds an offset. For tests, while no other thread uses the cache.</summary>
+    internal IEnumerable<MetadataPage> Pages => _sets.SelectMany(set => set.Pages).OfType<MetadataPage>().Where(page => page.Offset != MetadataPage.Nowhere);
 
     /// <summary>The page that holds <paramref name="offset"/>, loaded where necessary. The caller may only read it, between two looks
     /// at its sequence (P2), and must check <see cref="MetadataPage.Offset"/> as well, since the page is not pinned.</summary>
@@ -263,6 +270,7 @@ internal sealed class MetadataCache
             page.Pins = pin ? 1 : 0;
         }
 
+        Interlocked.Increment(ref _misses);
         bool loaded = false;
         try
         {

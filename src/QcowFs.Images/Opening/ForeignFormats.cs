@@ -7,8 +7,7 @@ internal static class ForeignFormats
 
     /// <summary>What the file seems to be, or null.</summary>
     public static string? Name(ReadOnlySpan<byte> start) =>
-        start.StartsWith("vhdxfile"u8) ? "a VHDX image"
-        : start.StartsWith("conectix"u8) ? "a VHD image"
+        start.StartsWith("conectix"u8) ? "a VHD image"
         : start.StartsWith("KDMV"u8) || start.StartsWith("COWD"u8) || start.StartsWith("# Disk DescriptorFile"u8) ? "a VMDK image"
         : start.StartsWith("QED\0"u8) ? "a QED image"
         : start.StartsWith("WithoutFreeSpace"u8) || start.StartsWith("WithouFreSpacExt"u8) ? "a Parallels image"

@@ -27,19 +27,29 @@ public sealed class HostFileSystem : IHostFiles
     }
 
     /// <inheritdoc/>
+    public long? TryGetLength(string directory, string relativePath) => HostFiles.TryGetLength(Path.Join(directory, relativePath));
+
+    /// <inheritdoc/>
     public void SyncName(string path) => HostFiles.SyncDirectory(Path.GetDirectoryName(Path.GetFullPath(path)) ?? "/");
 
     /// <inheritdoc/>
     public void Delete(string path) => HostFiles.Delete(path);
 
-    private static StorageAccess Access(HostAccess access) => access switch
+    /// <inheritdoc/>
+    public IStorage CreateUnnamed(string beside, string name, bool directIo) =>
+        HostFiles.CreateUnnamed(Path.GetDirectoryName(Path.GetFullPath(beside)) ?? "/", name, directIo);
+
+    /// <inheritdoc/>
+    public bool IsSameFile(string first, string second) => HostFiles.AreSame(first, second);
+
+    internal static StorageAccess Access(HostAccess access) => access switch
     {
         HostAccess.Write => StorageAccess.Write,
         HostAccess.Create => StorageAccess.Create,
         _ => StorageAccess.Read,
     };
 
-    private static FileStorage Lock(FileStorage file, HostAccess access)
+    internal static FileStorage Lock(FileStorage file, HostAccess access)
     {
         if (access == HostAccess.Inspect)
             return file;

@@ -1,6 +1,8 @@
 // What the opener asks of a format, and the one list of formats there are.
+using QcowFs.Images.AddCow;
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Raw;
+using QcowFs.Images.Vhdx;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -28,6 +30,12 @@ internal interface IImageBlueprint
     /// <summary>Name of an external data file, seen from the image's directory, that must be made too; or null.</summary>
     string? DataFileName { get; }
 
+    /// <summary>The option by which the user named it.</summary>
+    string DataFileOption => "data_file";
+
+    /// <summary>Whether a data file that exists is used as it is; otherwise none may be there.</summary>
+    bool DataFileMayExist => false;
+
     /// <summary>Writes the image into empty files and makes their content durable. A crash before this returns leaves no file that
     /// would be taken for an image.</summary>
     void Build(IStorage file, IStorage? dataFile);
@@ -36,12 +44,13 @@ internal interface IImageBlueprint
 /// <summary>One image file whose description was understood, not yet an open disk.</summary>
 internal interface IImageLayer
 {
-    /// <summary>The names of other files that the image needs.</summary>
+    /// <summary>The names of other files that the image needs. Several of kind <see cref="ReferenceKind.Backing"/> are names for one
+    /// file, in the order in which they are to be tried.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
-    /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
-    /// Faults: <see cref="ImageFormatException"/>.</summary>
-    IImageLayer AtSnapshot(string name);
+    /// <summary>The same image with an internal snapshot's disk, found by name or id, or with <paramref name="isId"/> by id alone, in
+    /// place of the active one; for reading only. Faults: <see cref="ImageFormatException"/>.</summary>
+    IImageLayer AtSnapshot(string name, bool isId);
 
     /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
     string? WhyNotCompressed => "the format has no compressed blocks";
@@ -52,19 +61,35 @@ internal interface IImageLayer
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 
+    /// <summary>Throws <see cref="ImageFormatException"/> where the image that a name led to is not the one that this image was made
+    /// over. A format that keeps no record of it takes any.</summary>
+    void RequireBacking(IImageLayer backing, string name)
+    {
+        // Any will do.
+    }
+
     /// <summary>Makes the disk image, which owns the file and both parameters from then on, also when this throws.</summary>
+    /// <param name="dataFile">The data file that the image names: as it is where it is raw, else as an open disk image.</param>
+    /// <param name="backing">The backing image, or null.</param>
+    /// <param name="options">How to open it.</param>
     IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options);
 
     /// <summary>Makes, applies or deletes an internal snapshot, durably. The file is open for writing and stays the caller's. Faults:
     /// <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
     void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now);
 
-    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's; <paramref name="backing"/>
-    /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
-    void Resize(long size, IDiskImage? backing);
+    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's, as does
+    /// <paramref name="dataFile"/>, the external data file of an image that has one, which is resized too where the format asks for that;
+    /// <paramref name="backing"/> becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed),
+    /// <see cref="StorageException"/>.</summary>
+    void Resize(long size, IStorage? dataFile, IDiskImage? backing);
 
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
+
+    /// <summary>As <see cref="Describe()"/>, where facts follow from the size of the data file's disk.</summary>
+    /// <param name="dataSize">That size in bytes, or null where it is not known.</param>
+    ImageFileFacts Describe(long? dataSize) => Describe();
 
     /// <summary>What the image's journal holds; null where it has none.</summary>
     JournalFacts? DescribeJournal() => null;
@@ -72,16 +97,34 @@ internal interface IImageLayer
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
 
+    /// <summary>Has the checks and repairs that follow tell, now and then, which part of the image has been looked at, 0 to 1; each pass of
+    /// a repair begins at 0. A format whose checks are short need not.</summary>
+    void ReportTo(Action<double> progress)
+    {
+        // Nothing is told.
+    }
+
     /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
     CheckReport Repair(RepairMode mode);
+
+    /// <summary>As <see cref="Check()"/>, for an image that cannot be judged without the files that it names.</summary>
+    CheckReport Check(Func<NamedReference, NamedDisk> look) => Check();
+
+    /// <summary>As <see cref="Repair(RepairMode)"/>, likewise.</summary>
+    CheckReport Repair(RepairMode mode, Func<NamedReference, NamedDisk> look) => Repair(mode);
 }
+
+/// <summary>What a check learns of a file that the image names.</summary>
+/// <param name="Size">The size of its disk in bytes, or null where that is not known.</param>
+/// <param name="Problem">Why it cannot be opened, in words that name it, or null.</param>
+internal readonly record struct NamedDisk(long? Size, string? Problem);
 
 internal static class ImageFormats
 {
     private const int LongestMagic = 512;
 
     /// <summary>Every format, in the order of probing.</summary>
-    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new RawFormat()];
+    public static IReadOnlyList<IImageFormat> All { get; } = [new Qcow2Format(), new AddCowFormat(), new VhdxFormat(), new RawFormat()];
 
     /// <summary>The format of that name, or null.</summary>
     public static IImageFormat? Find(string name) => All.FirstOrDefault(f => f.Name == name);
@@ -90,9 +133,7 @@ internal static class ImageFormats
     /// <see cref="ImageFormatException"/>: taken for raw, its container would be served as the disk.</summary>
     public static IImageFormat? Probe(IStorage file)
     {
-        byte[] start = new byte[Math.Min(LongestMagic, file.Length)];
-        file.Read(0, start);
-        IImageFormat? format = All.FirstOrDefault(f => f.Recognises(start));
+        IImageFormat? format = Recognise(file, out byte[] start);
         if (format is null && ForeignFormats.Name(start) is { } foreign)
         {
             throw new ImageFormatException(file.Name, "format", 0, $"the file looks like {foreign}, which cannot be opened",
@@ -100,5 +141,16 @@ internal static class ImageFormats
         }
 
         return format;
+    }
+
+    /// <summary>The format whose magic number the file begins with, or null; without an opinion on what else it may be.</summary>
+    public static IImageFormat? Recognise(IStorage file) => Recognise(file, out _);
+
+    private static IImageFormat? Recognise(IStorage file, out byte[] start)
+    {
+        byte[] read = new byte[Math.Min(LongestMagic, file.Length)];
+        file.Read(0, read);
+        start = read;
+        return All.FirstOrDefault(f => f.Recognises(read));
     }
 }

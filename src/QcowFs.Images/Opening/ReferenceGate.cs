@@ -5,7 +5,7 @@
 //   G3. With the policy Directory everything stays beneath one root, the directory of the image that the user named; the root does
 //       not move along a chain. The kernel walks the path and refuses to leave the root in the same step that opens the file, so
 //       neither a symbolic link nor a change of the tree between check and open leads out.
-//   G4. A backing file is opened for reading only.
+//   G4. A backing file is opened for reading only, except by a commit, which the user asked to write it.
 using QcowFs.Native;
 using QcowFs.Storage;
 
@@ -14,6 +14,7 @@ namespace QcowFs.Images;
 /// <summary>Judges and opens names found inside images. Thread-safe.</summary>
 internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, string sourcePath)
 {
+    private const string DataAdvice = "put the file with its data where the image looks for it";
     private const string AllowAll = "use --allow-references=all if you trust the image";
     private readonly string _root = DirectoryPrefix(sourcePath);
 
@@ -24,10 +25,11 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     /// <summary>What the name leads to, judged by its text alone: no file is touched.</summary>
     public ImageReference Judge(string image, NamedReference reference)
     {
-        string? path = Resolve(image, reference.Name);
+        string name = reference.HostName ?? reference.Name;
+        string? path = Resolve(image, name);
         string? refusal = policy switch
         {
-            _ when path is null => RefuseName(reference.Name),
+            _ when path is null => RefuseName(name),
             ReferencePolicy.None => "references are not allowed",
             ReferencePolicy.Directory when Beneath(path) is null => OutsideRoot(),
             _ => null,
@@ -41,12 +43,12 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     {
         ImageReference judged = Judge(image, reference);
         if (judged.Path is null)
-            throw Refused(judged, judged.Refusal!, "rebase the image onto a local file with qemu-img rebase -u");
+            throw Refused(judged, judged.Refusal!, IsBacking(judged) ? "rebase the image onto a local file with qemu-img rebase -u" : DataAdvice);
         if (judged.Refusal is not null)
             throw Refused(judged, judged.Refusal, AllowAll);
         // G4
         HostAccess access = !options.Lock ? HostAccess.Inspect
-            : writable && reference.Kind == ReferenceKind.DataFile ? HostAccess.Write : HostAccess.Read;
+            : writable ? HostAccess.Write : HostAccess.Read;
         try
         {
             return OpenAllowed(judged.Path, access, options.DirectIo);
@@ -58,7 +60,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         }
         catch (StorageException fault) when (fault.Errno is Errno.ENOENT or Errno.ENOTDIR)
         {
-            throw Refused(judged, "it does not exist", "put it back, or rebase the image with qemu-img rebase");
+            throw Refused(judged, "it does not exist", IsBacking(judged) ? "put it back, or rebase the image with qemu-img rebase" : DataAdvice);
         }
     }
 
@@ -80,6 +82,15 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
             return fault.Errno == Errno.EXDEV ? judged with { Refusal = OutsideRoot() }
                 : judged with { Problem = ErrnoText.Describe(fault.Errno) };
         }
+    }
+
+    /// <summary>The length of the regular file that the name leads to, where it is allowed; nothing is opened for it.</summary>
+    public long? LengthOf(string image, NamedReference reference)
+    {
+        ImageReference judged = Judge(image, reference);
+        if (!judged.IsAllowed || policy == ReferencePolicy.All || judged.Path!.Split('/').Contains(".."))
+            return null;
+        return files.TryGetLength(_root.Length == 0 ? "." : _root, Beneath(judged.Path)!);
     }
 
     private IStorage OpenAllowed(string path, HostAccess access, bool directIo) => policy == ReferencePolicy.All
@@ -115,12 +126,15 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     // Everything up to the last slash, that included; "" for a bare name.
     private static string DirectoryPrefix(string path) => path[..(path.LastIndexOf('/') + 1)];
 
+    private static bool IsBacking(ImageReference reference) => reference.Kind == ReferenceKind.Backing;
+
     private static ImageFormatException Refused(ImageReference reference, string why, string advice) => new(reference.Image,
-        reference.Kind == ReferenceKind.Backing ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);
+        IsBacking(reference) ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);
 }
 
 /// <summary>A name as an image states it.</summary>
 /// <param name="Kind">What it is to the image.</param>
 /// <param name="Name">The name; any text.</param>
 /// <param name="Format">The format stated for it, or null.</param>
-internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format);
+/// <param name="HostName">The name in this host's form where the image states it in another's, or null.</param>
+internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format, string? HostName = null);

@@ -1,4 +1,4 @@
-// The directory of persistent dirty bitmaps, as far as checking and telling facts need it; nothing here interprets bitmaps.
+// The directory of persistent dirty bitmaps; what the bits mean is BitmapTracking's.
 //   0 u64 table offset | 8 u32 table entries | 12 u32 flags | 16 u8 type | 17 u8 granularity bits | 18 u16 name length
 //   20 u32 extra length | extra | name | padding to 8
 //   table entry: bits 9-55 data cluster, if 0: bit 0 selects all ones; the rest reserved
@@ -21,6 +21,9 @@ internal enum BitmapFlags : uint
 internal sealed record Qcow2Bitmap(long Offset, long TableOffset, long TableEntries, BitmapFlags Flags, int GranularityBits, byte[] Name)
 {
     public const int FixedSize = 24;
+    public const int TableEntriesAt = 8;
+    public const int FlagsAt = 12;
+    public const ulong EntryAllOnes = 1;
     public const ulong EntryOffsetMask = 0x00FF_FFFF_FFFF_FE00;
     public const ulong EntryReservedMask = ~(EntryOffsetMask | 1);
 
@@ -29,7 +32,8 @@ internal sealed record Qcow2Bitmap(long Offset, long TableOffset, long TableEntr
 
 internal static class BitmapDirectory
 {
-    private const string Structure = "bitmap directory";
+    public const string Structure = "bitmap directory";
+
     private const int Alignment = 8;
     private const byte DirtyTrackingType = 1;
 

@@ -35,6 +35,9 @@ internal sealed class CompressedSpace(Qcow2State state, Qcow2Space space) : IDis
     private ulong _inCluster;
     private bool _readsAsZero;
 
+    /// <summary>The bytes in hand, from the first to one past the last. For tests, while no other thread uses the image.</summary>
+    internal (long First, long End) InHand => (_next, _end);
+
     /// <summary>Reserves bytes for a stream and counts it. False: the format cannot name the place. Every reservation ends with
     /// <see cref="Complete"/>, by the same thread.</summary>
     public bool TryReserve(int length, out long host)

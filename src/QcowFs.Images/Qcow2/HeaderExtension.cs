@@ -15,6 +15,9 @@ internal enum HeaderExtensionType : uint
 
     /// <summary>Private: "QFJL", place of the journal.</summary>
     Journal = 0x51464A4C,
+
+    /// <summary>Private: "QFOV", what an overlay remembers of its base.</summary>
+    OverlayBase = 0x51464F56,
 }
 
 /// <summary>One header extension as it is on disk.</summary>

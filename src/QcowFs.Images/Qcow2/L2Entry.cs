@@ -52,6 +52,10 @@ internal readonly record struct L2Entry(ulong Raw)
 
     public L2Entry WithCopied(bool copied) => new(copied ? Raw | CopiedBit : Raw & ~CopiedBit);
 
+    /// <summary>The host cluster of a standard entry as it is stored.</summary>
+    public static long ClusterOf(ulong stored, int clusterBits) =>
+        (long)((BitConverter.IsLittleEndian ? BinaryPrimitives.ReverseEndianness(stored) : stored) & OffsetMask) >> clusterBits;
+
     public static L2Entry Read(ReadOnlySpan<byte> source) => new(BinaryPrimitives.ReadUInt64BigEndian(source));
 
     public void WriteTo(Span<byte> destination) => BinaryPrimitives.WriteUInt64BigEndian(destination, Raw);

@@ -13,7 +13,7 @@ using QcowFs.Images.Metadata;
 
 namespace QcowFs.Images.Qcow2;
 
-/// <summary>The clusters of header, L1 table, active L2 tables, refcount table and blocks, and snapshot table. Asked from any thread
+/// <summary>The clusters of header, L1 table, active L2 tables, refcount table and blocks, snapshot table, and bitmaps. Asked from any thread
 /// without a lock; changed under the metadata cache's gate.</summary>
 internal sealed class MetadataMap
 {
@@ -66,6 +66,21 @@ internal sealed class MetadataMap
             bool isNew = _structures.TryAdd(cluster, structure);
             Invariant.Require(isNew, "P2: a structure's cluster is not handed out");
         }
+    }
+
+    /// <summary>Lists a structure that an image may do without. False, with nothing listed, where it shares a cluster with another.</summary>
+    public bool TryClaim(long offset, long length, string structure)
+    {
+        long first = offset >> _clusterBits;
+        long end = (offset + length - 1 >> _clusterBits) + 1;
+        for (long cluster = first; cluster < end; cluster++)
+        {
+            if (_structures.ContainsKey(cluster))
+                return false;
+        }
+
+        Add(first, end - first, structure);
+        return true;
     }
 
     /// <summary>Notes that clusters are about to be free.</summary>

@@ -72,6 +72,8 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public BlockMapTraits Traits { get; }
 
+    public long MetadataReads => _cache.Misses;
+
     public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount + _state.Pending.Count > Qcow2State.RemovalLimit;
 
     /// <summary>The journal's commits; null while there is no journal.</summary>
@@ -80,6 +82,12 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
     public bool IsDirty => _state.IsDirty || _state.Pending.Count > 0;
 
     public IWriteGuard? Guard => _journal?.Guard;
+
+    /// <summary>Makes room in the file.</summary>
+    public Qcow2Space Space => _space;
+
+    /// <summary>What the image is made of. For tests.</summary>
+    internal Qcow2State State => _state;
 
     private ResidentTable L1 => _state.L1;
 

@@ -6,6 +6,9 @@
 // What a journal holds counts as replayed. The image is read through its storage, past every cache, so it must not be open for writing elsewhere. A check writes nothing by
 // itself; run with an EntryRepair it has the entries mended that it finds broken, none of which changes what it goes on to count but
 // a misaligned zero cluster, so that the findings of such a run are not for reporting.
+using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
@@ -20,8 +23,10 @@ namespace QcowFs.Images.Qcow2;
 /// <param name="CountsTooLow">Counts below the references found.</param>
 /// <param name="Harmless">Corruptions of the report that are harmless.</param>
 /// <param name="EntriesToMend">L1 and L2 entries that <see cref="EntryRepair"/> can mend.</param>
+/// <param name="IncompleteSnapshots">Snapshots whose entries lack what version 3 demands.</param>
 internal sealed record Qcow2Diagnosis(
-    CheckReport Report, bool ReferencesKnown, bool NeedsRebuild, bool PointsOutside, long CountsTooLow, long Harmless, long EntriesToMend);
+    CheckReport Report, bool ReferencesKnown, bool NeedsRebuild, bool PointsOutside, long CountsTooLow, long Harmless, long EntriesToMend,
+    long IncompleteSnapshots);
 
 /// <summary>One run of the check. Used by one thread.</summary>
 internal sealed class Qcow2Checker : IReferenceVisitor
@@ -35,7 +40,8 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     private readonly RefcountTable _stored;
     private readonly ReferenceCounter _counter;
     private readonly ReferenceWindow _window;
-    private readonly ulong[] _storedOnce;
+    private readonly byte[] _storedSmall;
+    private readonly bool _allReadable;
     private readonly EntryRepair? _repair;
     private bool _first = true;
     private bool _referencesKnown = true;
@@ -44,6 +50,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     private long _countsTooLow;
     private long _harmless;
     private long _entriesToMend;
+    private long _incompleteSnapshots;
     private long _allocated;
     private long _compressed;
     private long _highest;
@@ -59,7 +66,8 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         _counter = new ReferenceCounter(header, file, _stored.Entries, snapshots, BitmapDirectory.Read(header, file), this);
         int capacity = (int)Math.Min(_counter.ClusterCount + 1, windowClusters);
         _window = new ReferenceWindow(capacity);
-        _storedOnce = new ulong[capacity / 64 + 1];
+        _storedSmall = new byte[capacity];
+        _allReadable = Array.TrueForAll(_stored.Entries, e => e.BlockOffset >= 0 && e.BlockOffset % header.ClusterSize == 0);
     }
 
     /// <summary>Checks an image. Faults: <see cref="ImageFormatException"/> where a root structure cannot be understood, so that
@@ -73,15 +81,18 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     /// <param name="file">The image file.</param>
     /// <param name="windowClusters">Clusters to count at a time.</param>
     /// <param name="repair">Mends the entries that are found broken, or null. It tells what was there before.</param>
-    public static Qcow2Diagnosis Diagnose(IStorage file, int windowClusters, EntryRepair? repair = null)
+    /// <param name="progress">Is told which part of the image has been looked at, 0 to 1; or null.</param>
+    public static Qcow2Diagnosis Diagnose(
+        IStorage file, int windowClusters = ReferenceCounter.DefaultWindow, EntryRepair? repair = null, Action<double>? progress = null)
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
         if (header.HasJournal)
             file = JournalReplay.Plan(header, file).View();
         Qcow2Checker checker = new(header, file, windowClusters, repair);
+        checker._counter.Progress = progress;
         CheckReport report = checker.Run();
         return new Qcow2Diagnosis(report, checker._referencesKnown, checker._needsRebuild, checker._pointsOutside,
-            checker._countsTooLow, checker._harmless, checker._entriesToMend);
+            checker._countsTooLow, checker._harmless, checker._entriesToMend, checker._incompleteSnapshots);
     }
 
     private CheckReport Run()
@@ -97,7 +108,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         CheckRefcountTable();
         for (long first = 0; first < _counter.ClusterCount;)
         {
-            LoadStoredOnce(first);
+            LoadStored(first);
             _counter.Count(first, _window);
             Compare();
             _first = false;
@@ -118,7 +129,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         TotalClusters = _header.VirtualSize / _header.ClusterSize + (_header.VirtualSize % _header.ClusterSize == 0 ? 0 : 1),
         AllocatedClusters = _allocated,
         CompressedClusters = _compressed,
-        Findings = _findings.Listed,
+        Findings = _needsRebuild && _pointsOutside ? RepairText.Without(_findings.Listed, RepairText.NoRebuildOutside) : _findings.Listed,
         FindingsNotListed = _findings.NotListed,
     };
 
@@ -136,9 +147,10 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             string name = Printable.Quote(snapshot.NameText);
             if (_header.Version >= 3 && snapshot.Extra.Length < Qcow2Snapshot.Version3ExtraSize)
             {
+                _incompleteSnapshots++;
                 _findings.Corruption("snapshot-incomplete", "snapshot table", snapshot.Offset,
                     $"snapshot {name} has {snapshot.Extra.Length} bytes of extra data, expected at least "
-                    + $"{Qcow2Snapshot.Version3ExtraSize}", RepairText.None);
+                    + $"{Qcow2Snapshot.Version3ExtraSize}", RepairText.CompleteSnapshot);
             }
 
             if (!ReferenceCounter.IsUsable(_header, snapshot))
@@ -171,28 +183,54 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         }
     }
 
-    // One bit for each cluster of the window: the stored count is exactly 1. COPIED is held against it in any order of clusters.
-    private void LoadStoredOnce(long first)
+    // The stored counts of the window's clusters in a byte each: COPIED is held against them in any order of clusters.
+    private void LoadStored(long first)
     {
-        Array.Clear(_storedOnce);
         long end = Math.Min(first + _window.Capacity, _counter.ClusterCount + 1);
+        long loaded = first;
         for (long cluster = _stored.NextStored(first); cluster < end; cluster = _stored.NextStored(cluster))
         {
-            for (long blockEnd = Math.Min(end, _stored.BlockEnd(cluster)); cluster < blockEnd; cluster++)
-            {
-                if (_stored[cluster] == 1)
-                    _storedOnce[(cluster - first) / 64] |= 1UL << (int)((cluster - first) % 64);
-            }
+            long blockEnd = Math.Min(end, _stored.BlockEnd(cluster));
+            _storedSmall.AsSpan((int)(loaded - first), (int)(cluster - loaded)).Clear();
+            _stored.CopySmall(cluster, _storedSmall.AsSpan((int)(cluster - first), (int)(blockEnd - cluster)));
+            cluster = loaded = blockEnd;
         }
+
+        _storedSmall.AsSpan((int)(loaded - first), (int)(end - loaded)).Clear();
     }
 
     private void Compare()
     {
-        ReadOnlySpan<uint> counts = _window.Counts;
         long end = Math.Min(_window.End, _counter.ClusterCount);
-        for (long cluster = _window.First; cluster < end; cluster++)
+        for (long cluster = _window.First; cluster < end;)
         {
-            uint counted = counts[(int)(cluster - _window.First)];
+            long blockEnd = Math.Min(end, _stored.BlockEnd(cluster));
+            int from = (int)(cluster - _window.First);
+            ReadOnlySpan<byte> counted = _window.Small[from..(int)(blockEnd - _window.First)];
+            ReadOnlySpan<byte> stored = _storedSmall.AsSpan(from, counted.Length);
+            if (_allReadable && counted.SequenceEqual(stored) && !counted.Contains(ReferenceWindow.Many))
+                NoteHighest(cluster, counted);
+            else
+                CompareEach(cluster, blockEnd);
+            cluster = blockEnd;
+        }
+
+        CheckRefcountBlocks(end);
+        CheckTableIsOwn(end);
+    }
+
+    private void NoteHighest(long first, ReadOnlySpan<byte> counts)
+    {
+        int last = counts.LastIndexOfAnyExcept((byte)0);
+        if (last >= 0)
+            _highest = first + last;
+    }
+
+    private void CompareEach(long first, long end)
+    {
+        for (long cluster = first; cluster < end; cluster++)
+        {
+            uint counted = _window[cluster];
             long block = _stored.BlockOf(cluster);
             if (!_stored.IsReadable(block))
             {
@@ -204,12 +242,16 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             if (stored == 0 && counted == 0)
                 continue;
             _highest = cluster;
-            _needsRebuild |= counted > 1 && IsRefcountTable(cluster);
             if (stored != counted && !(counted == uint.MaxValue && stored > counted))
                 NoteMismatch(cluster, stored, counted);
         }
+    }
 
-        CheckRefcountBlocks(end);
+    private void CheckTableIsOwn(long end)
+    {
+        long first = _header.RefcountTableOffset >> _header.ClusterBits;
+        for (long cluster = first; cluster < Math.Min(end, first + _header.RefcountTableClusters); cluster++)
+            _needsRebuild |= _window.Contains(cluster) && _stored.IsReadable(_stored.BlockOf(cluster)) && _window[cluster] > 1;
     }
 
     private void NoteMismatch(long cluster, ulong stored, uint counted)
@@ -226,12 +268,6 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             _findings.Corruption("refcount-too-low", "cluster", offset, found,
                 hasBlock ? RepairText.RaiseCount : RepairText.Rebuild);
         }
-    }
-
-    private bool IsRefcountTable(long cluster)
-    {
-        long first = _header.RefcountTableOffset >> _header.ClusterBits;
-        return cluster >= first && cluster < first + _header.RefcountTableClusters;
     }
 
     private void NoteUnreadable(long cluster, long block)
@@ -308,14 +344,44 @@ internal sealed class Qcow2Checker : IReferenceVisitor
             NoteCopied("L2 table", entryOffset, copied: false, "cluster in the external data file", entry.HostOffset.Value);
     }
 
+    void IReferenceVisitor.ActiveClusters(long entryOffset, ReadOnlySpan<ulong> entries)
+    {
+        if (_first)
+            _allocated += entries.Length;
+        for (int i = 0; i < entries.Length; i++)
+        {
+            i += FlagsAsStored(entries[i..]);
+            if (i == entries.Length)
+                return;
+            L2Entry entry = L2Entry.Read(MemoryMarshal.AsBytes(entries[i..]));
+            CheckCopied("L2 table", entryOffset + (i * L2Entry.Size), entry.HostOffset.Value, entry.Copied, "cluster");
+        }
+    }
+
+    // How many entries from the first on name clusters of the window and have COPIED exactly where the stored count is 1.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private int FlagsAsStored(ReadOnlySpan<ulong> entries)
+    {
+        ReadOnlySpan<byte> stored = _storedSmall.AsSpan(0, _window.Count);
+        long first = _window.First;
+        int bits = _header.ClusterBits;
+        for (int i = 0; i < entries.Length; i++)
+        {
+            ulong entry = BitConverter.IsLittleEndian ? BinaryPrimitives.ReverseEndianness(entries[i]) : entries[i];
+            ulong index = unchecked(((entry & L2Entry.OffsetMask) >> bits) - (ulong)first);
+            if (index >= (ulong)stored.Length || (stored[(int)index] == 1) != ((entry & L2Entry.CopiedBit) != 0))
+                return i;
+        }
+
+        return entries.Length;
+    }
+
     private void CheckCopied(string structure, long entryOffset, long target, bool copied, string what)
     {
         long cluster = target >> _header.ClusterBits;
         if (!_window.Contains(cluster) || !_stored.IsReadable(_stored.BlockOf(cluster)))
             return;
-        long index = cluster - _window.First;
-        bool once = (_storedOnce[index / 64] >> (int)(index % 64) & 1) != 0;
-        if (once != copied)
+        if (_storedSmall[(int)(cluster - _window.First)] == 1 != copied)
             NoteCopied(structure, entryOffset, copied, what, target);
     }
 

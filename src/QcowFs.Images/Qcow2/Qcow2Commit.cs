@@ -9,8 +9,8 @@
 //
 // I1.  Everything that a stage links to was synced by an earlier stage.
 // I2.  Counts are raised a stage before mappings refer to the cluster, and lowered after the removal is durable.
-// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it. Cached pages of a freed
-//      metadata block are dropped before that.
+// I3.  A freed cluster is punched before its count falls to zero and before the allocator has it; where the host cannot, the allocator is
+//      told that it does not read as zeros. Cached pages of a freed metadata block are dropped before that.
 // I6.  Before anything is punched, every reader that may have looked it up has left.
 // I7.  Without host space a commit stops before its sync and leaves everything dirty; the next one begins at stage 0 again.
 //      Writing the same pages twice is safe; a sync is never repeated (LatchedStorage).
@@ -19,6 +19,7 @@
 using System.Buffers;
 using System.Buffers.Binary;
 using QcowFs.Images.Metadata;
+using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -37,6 +38,10 @@ internal sealed class Qcow2Commit(Qcow2State state)
     private readonly byte[] _headerSector = new byte[HeaderSector];
     private long _headerTableOffset = state.Header.RefcountTableOffset;
     private bool _inUse;
+
+    /// <summary>The bits that stay true while we write (I10).</summary>
+    private AutoclearFeatures KeptAutoclear => state.Header.AutoclearFeatures
+        & (AutoclearFeatures.RawExternalData | (state.Bitmaps is null ? AutoclearFeatures.None : AutoclearFeatures.Bitmaps));
 
     /// <summary>Makes everything up to now durable. Returns whether metadata was written.</summary>
     /// <param name="takeDataDirty">Whether guest data was written since it was last asked.</param>
@@ -67,8 +72,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
         {
             if (_inUse)
                 return;
+            state.Bitmaps?.Begin(); // D1: the sync of the mark covers theirs
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);
+                WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);
             _inUse = true;
         }
     }
@@ -88,9 +94,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 state.File.Sync();
             }
 
+            state.Bitmaps?.End(); // D2
             if (state.Header.Version >= 3)
-                WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData)
-                    | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
+                WriteAutoclear(KeptAutoclear | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
             _inUse = false;
         }
     }
@@ -269,9 +275,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         MetadataPage page = pins.Add(counts.PageOffset(first));
 
         // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
-        List<ClusterRun> unused = FindLastReferences(page, first, end);
-        foreach (ClusterRun run in unused)
-            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);
         lock (_cache.Gate)
         {
             _cache.BeginChange(page, CommitStage.Counts);
@@ -294,6 +298,21 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
         long done = (end << _clusterBits) - removal.Offset;
         return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
+    }
+
+    /// <summary>Gives a run's space back to the host. A host without the space that this takes gets it back when the run is used again:
+    /// everything is durable already, so it is no reason to fail.</summary>
+    private ClusterRun Punch(ClusterRun run)
+    {
+        try
+        {
+            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);
+            return run;
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            return run with { ReadsAsZero = false };
+        }
     }
 
     /// <summary>The clusters whose count is one.</summary>

@@ -37,6 +37,9 @@ internal sealed record Qcow2CreateOptions
 
     public CompressionType CompressionType { get; init; }
 
+    /// <summary>What the image is to remember of its base, or null.</summary>
+    public BaseIdentity? Base { get; init; }
+
     /// <summary>Faults: <see cref="ImageOptionException"/>.</summary>
     public static Qcow2CreateOptions Parse(ImageRequest request, CreateOptions options)
     {
@@ -53,6 +56,7 @@ internal sealed record Qcow2CreateOptions
             Preallocation = options.TakePreallocation(withMetadata: true),
             BackingName = request.BackingName,
             BackingFormat = request.BackingFormat,
+            Base = request.Base,
             DataFileName = options.Take("data_file"),
             DataFileIsRaw = options.TakeSwitch("data_file_raw"),
             ExtendedL2 = options.TakeSwitch("extended_l2"),

@@ -110,6 +110,8 @@ internal static class Qcow2Creator
         List<HeaderExtension> extensions = [];
         if (options.BackingName is not null && options.BackingFormat is not null)
             extensions.Add(new HeaderExtension(HeaderExtensionType.BackingFormat, Encoding.UTF8.GetBytes(options.BackingFormat)));
+        if (options.Base is { } identity)
+            extensions.Add(Qcow2Overlay.MakeExtension(identity));
         if (options.DataFileName is not null)
             extensions.Add(new HeaderExtension(HeaderExtensionType.DataFileName, Encoding.UTF8.GetBytes(options.DataFileName)));
         if (options.Version >= 3 && 1 << options.ClusterBits >= MinClusterSizeForNames)

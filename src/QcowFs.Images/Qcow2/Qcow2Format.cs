@@ -17,11 +17,14 @@ internal sealed class Qcow2Format : IImageFormat
     public IImageBlueprint Design(ImageRequest request, CreateOptions options) =>
         new Qcow2Blueprint(Qcow2CreateOptions.Parse(request, options));
 
-    private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IImageLayer
+    private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IOverlayLayer
     {
+        private Action<double>? _progress;
+
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
 
-        public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
+        public IImageLayer AtSnapshot(string name, bool isId) =>
+            new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name, isId), file);
 
         public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
 
@@ -52,19 +55,27 @@ internal sealed class Qcow2Format : IImageFormat
             }
         }
 
-        public void Resize(long size, IDiskImage? backing)
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
         {
             Qcow2OpenRules.RequireNoJournal(header, file);
-            Qcow2Resize.Run(header, file, backing, size);
+            Qcow2Resize.Run(header, file, dataFile, backing, size);
         }
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
         public JournalFacts? DescribeJournal() => header.HasJournal ? JournalReplay.Plan(header, file).Describe() : null;
 
-        public CheckReport Check() => Qcow2Checker.Check(file);
+        public CheckReport Check() => Qcow2Checker.Diagnose(file, progress: _progress).Report;
 
-        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
+        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode, progress: _progress);
+
+        public void ReportTo(Action<double> progress) => _progress = progress;
+
+        public BaseIdentity? Base => Qcow2Overlay.ReadBase(header);
+
+        public void Remember(BaseIdentity identity) => Qcow2Overlay.WriteBase(header, file, identity);
+
+        public void Empty() => Qcow2Overlay.Empty(header, file);
     }
 
     private sealed class Qcow2Blueprint(Qcow2CreateOptions options) : IImageBlueprint

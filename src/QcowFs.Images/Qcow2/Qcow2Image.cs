@@ -79,7 +79,8 @@ internal static class Qcow2Image
             parts = parts with { Options = options with { Journal = journal with { Host = IdentityOf(parts.File) } } };
         Qcow2BlockMap map = new(parts, state, crashed ? new LeakCollector(state, file) : null);
         IReadOnlyList<IStorage> files = parts.DataFile is null ? [file] : [file, data];
-        CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch);
+        state.Bitmaps = options.Writable ? BitmapTracking.TryCreate(state, map.Space, options.Log) : null;
+        CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch, state.Bitmaps);
         return new CowImage(image, InfoOf(parts, RecoveryOf(crashed, Join(replayed, repaired)), replayed is not null), options);
     }
 

@@ -67,6 +67,12 @@ internal static class Qcow2Limits
     /// <summary>QEMU: BME_MAX_GRANULARITY_BITS.</summary>
     public const int MaxBitmapGranularityBits = 31;
 
+    /// <summary>Ours: bytes of all bitmaps that are kept true while an image is written; one that does not fit becomes inconsistent.</summary>
+    public const long MaxTrackedBitmapBytes = 64L << 20;
+
+    /// <summary>Ours: table entries of all bitmaps together that are kept in memory; twice what the bytes above need at least.</summary>
+    public const int MaxTrackedBitmapTableEntries = 1 << 18;
+
     /// <summary>Format: L1 and L2 entries hold bits 9 to 55 of an offset.</summary>
     public const long MaxHostOffset = 1L << 56;
 

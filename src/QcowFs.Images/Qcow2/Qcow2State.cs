@@ -70,6 +70,9 @@ internal sealed class Qcow2State
     /// <summary>Null where the image is read-only.</summary>
     public HostAllocator? Allocator { get; init; }
 
+    /// <summary>Keeps bitmaps true; null where there are none, or none can be kept.</summary>
+    public BitmapTracking? Bitmaps { get; set; }
+
     /// <summary>Where compressed clusters are put; null where none are written.</summary>
     public CompressedSpace? CompressedSpace { get; set; }
 
@@ -99,6 +102,9 @@ internal sealed class Qcow2State
 
     /// <summary>Removals that no commit has taken yet.</summary>
     public int RemovalCount => _removals.Count;
+
+    /// <summary>The removals that no commit has taken yet. For tests, while no other thread uses the image.</summary>
+    internal IReadOnlyList<Removal> Removals => _removals;
 
     /// <summary>Whether a commit has anything to do. Exact under the gate, else a hint that never misses what the caller's own
     /// earlier calls left.</summary>

@@ -1,5 +1,8 @@
 // Reference counts inside a refcount block: 1, 2 or 4 bits packed from the lowest bit on, one byte, or big-endian 16, 32, 64 bits.
 using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -23,6 +26,27 @@ internal static class RefcountEncoding
             default:
                 return BinaryPrimitives.ReadUInt64BigEndian(block[(index * 8)..]);
         }
+    }
+
+    /// <summary>Counts of 16 bits as they are stored, in a byte each: 255 for that and all above.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void CopySmall16(ReadOnlySpan<ushort> stored, Span<byte> destination)
+    {
+        int i = 0;
+        ReadOnlySpan<byte> bytes = MemoryMarshal.AsBytes(stored);
+        for (; i + Vector128<byte>.Count <= destination.Length; i += Vector128<byte>.Count)
+        {
+            Vector128<ushort> low = Clip(Vector128.Create(bytes.Slice(2 * i, 16)).AsUInt16());
+            Vector128<ushort> high = Clip(Vector128.Create(bytes.Slice((2 * i) + 16, 16)).AsUInt16());
+            Vector128.Narrow(low, high).CopyTo(destination[i..]);
+        }
+
+        for (; i < destination.Length; i++)
+            destination[i] = (byte)Math.Min(byte.MaxValue, BinaryPrimitives.ReadUInt16BigEndian(bytes[(2 * i)..]));
+
+        // In the stored order of bytes the low byte of a little-endian machine is the count's high one.
+        static Vector128<ushort> Clip(Vector128<ushort> big) => Vector128.Min(
+            BitConverter.IsLittleEndian ? (big << 8) | (big >> 8) : big, Vector128.Create((ushort)byte.MaxValue));
     }
 
     /// <summary>Sets a count, which must fit.</summary>

@@ -1,4 +1,5 @@
 // The refcount structures as they are on disk, read without any cache: what a check compares with.
+using System.Runtime.InteropServices;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -66,6 +67,26 @@ internal sealed class RefcountTable
             }
 
             return RefcountEncoding.Get(_block, (int)(cluster % _header.RefcountsPerBlock), _header.RefcountOrder);
+        }
+    }
+
+    /// <summary>The stored counts of clusters of one block, which is there, in a byte each: 255 for that and all above.</summary>
+    public void CopySmall(long first, Span<byte> destination)
+    {
+        _ = this[first]; // reads the block
+        int index = (int)(first % _header.RefcountsPerBlock);
+        switch (_header.RefcountOrder)
+        {
+            case 3:
+                _block.AsSpan(index, destination.Length).CopyTo(destination);
+                break;
+            case 4:
+                RefcountEncoding.CopySmall16(MemoryMarshal.Cast<byte, ushort>(_block.AsSpan())[index..], destination);
+                break;
+            default:
+                for (int i = 0; i < destination.Length; i++)
+                    destination[i] = (byte)Math.Min(byte.MaxValue, RefcountEncoding.Get(_block, index + i, _header.RefcountOrder));
+                break;
         }
     }
 

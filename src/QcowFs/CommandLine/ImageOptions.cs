@@ -6,7 +6,13 @@ namespace QcowFs.CommandLine;
 /// <summary>Format, references and JSON; and the door to images.</summary>
 internal static class ImageOptions
 {
-    public static readonly Option Format = new("format", "state the format: raw, qcow2; raw is never guessed", "FMT") { Short = 'f' };
+    /// <summary>The names of the formats, the plainest first.</summary>
+    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.OrderBy(name => name != "raw")];
+
+    /// <summary>The same for people.</summary>
+    public static string FormatList => string.Join(", ", FormatNames);
+
+    public static readonly Option Format = new("format", $"state the format: {FormatList}; raw is never guessed", "FMT") { Short = 'f' };
 
     public static readonly Option References = new(
         "allow-references", "which files named inside the image may be opened: none, dir (its directory and below), all", "WHICH");
@@ -17,7 +23,7 @@ internal static class ImageOptions
     public static ImageOpener Opener { get; } = new(HostFileSystem.Instance);
 
     /// <summary>The stated format, or null.</summary>
-    public static string? FormatOf(ParsedLine line) => line.Choice(Format, "raw", "qcow2");
+    public static string? FormatOf(ParsedLine line) => line.Choice(Format, FormatNames);
 
     /// <summary>The stated policy, or the usual one.</summary>
     public static ReferencePolicy ReferencesOf(ParsedLine line) => line.Choice(References, "none", "dir", "all") switch

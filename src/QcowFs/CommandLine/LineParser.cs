@@ -1,5 +1,7 @@
 // Parses a command line against the table of commands. Written out because its rules are part of the contract and no library
 // keeps them all: an optional value only after "=", one line for each error, mount(8)'s lists; and because it starts in no time.
+using QcowFs.Settings;
+
 namespace QcowFs.CommandLine;
 
 /// <summary>Parses command lines. Wrong usage is thrown as <see cref="CommandFailure"/>.</summary>
@@ -70,6 +72,13 @@ internal static class LineParser
 
     private static void Take(ParsedLine line, Option option, string display, string? value)
     {
+        // A switch that settings can turn on can be turned off here.
+        if (option.Value == OptionValue.None && value is "true" or "false" && SettingSources.Defaults.ContainsKey(option))
+        {
+            if (value == "true") line.Set(option, null);
+            else line.SwitchOff(option);
+            return;
+        }
         if (value is not null && option.Value == OptionValue.None)
             throw CommandFailure.Usage(display, "takes no value", line.Command.HelpHint);
         if (option.Value == OptionValue.Required && string.IsNullOrEmpty(value))

@@ -7,7 +7,7 @@ namespace QcowFs.Commands;
 /// <summary>Makes an image.</summary>
 internal static class CreateCommand
 {
-    private static readonly Option Format = new("format", "format of the new image: raw, qcow2", "FMT") { Short = 'f' };
+    private static readonly Option Format = new("format", $"format of the new image: {ImageOptions.FormatList}", "FMT") { Short = 'f' };
     private static readonly Option Options = new("", "options of the format, under qemu-img's names", "k=v,...") { Short = 'o', Repeats = true };
     private static readonly Option Backing = new("backing", "backing file, seen from the image's directory", "BACKING") { Short = 'b' };
     private static readonly Option BackingFormat = new("backing-format", "its format; raw is never guessed", "FMT") { Short = 'F' };
@@ -18,21 +18,24 @@ internal static class CreateCommand
         Notes =
             """
             qcow2 options: compat, cluster_size, refcount_bits, extended_l2, compression_type, lazy_refcounts,
-            preallocation, data_file, data_file_raw, as for qemu-img create. Without SIZE the backing file's is taken.
+            preallocation, data_file, data_file_raw, as for qemu-img create. vhdx options: subformat (dynamic, fixed),
+            block_size, log_size, block_state_zero, and logical_sector_size (512, 4096). add-cow options: image_file, the
+            file that holds the data, seen from the image's directory, made if it is not there; image_fmt, its format
+            (raw); cluster_size. Without SIZE the backing file's is taken.
             """,
     };
 
     private static int Run(ParsedLine line)
     {
-        string format = line.Choice(Format, "raw", "qcow2")
-            ?? throw CommandFailure.Usage(Format.Display, "missing", "state raw or qcow2");
+        string format = line.Choice(Format, ImageOptions.FormatNames)
+            ?? throw CommandFailure.Usage(Format.Display, "missing", $"state one of {ImageOptions.FormatList}");
         ImageRequest request = new()
         {
             Path = line.Operands[0],
             Format = format,
             Size = SizeOf(line),
             BackingName = line.Value(Backing),
-            BackingFormat = line.Choice(BackingFormat, "raw", "qcow2"),
+            BackingFormat = line.Choice(BackingFormat, ImageOptions.FormatNames),
             Options = Split(line.Value(Options) ?? ""),
         };
         new ImageCreator(HostFileSystem.Instance).Create(request);

@@ -41,7 +41,7 @@ internal static class InfoCommand
         if (!isFirst) Console.Out.WriteLine();
         Line("image", image.Path);
         Line("format", image.Format);
-        Line("virtual size", $"{Sizes.Describe(image.VirtualSize)} ({image.VirtualSize} bytes)");
+        Line("virtual size", image.VirtualSize is { } size ? $"{Sizes.Describe(size)} ({size} bytes)" : "that of the image file's disk, which --chain opens");
         if (image.ActualSize is { } actual) Line("host space", Sizes.Describe(actual));
         if (image.ClusterSize is { } cluster) Line("cluster size", Sizes.Describe(cluster));
         if (image.BackingName is not null)
@@ -69,5 +69,5 @@ internal static class InfoCommand
         _ => value.ToString() ?? "",
     };
 
-    private static void Line(string name, string value) => Console.Out.WriteLine($"{name + ":",-18}{Output.Safe(value)}");
+    private static void Line(string name, string value) => Console.Out.WriteLine($"{name + ":",-17} {Output.Safe(value)}");
 }

@@ -9,6 +9,9 @@ namespace QcowFs.Server;
 internal sealed record MountSettings
 {
     public static readonly Option Writable = new("writable", "allow writing; otherwise no byte of any image changes") { Short = 'w' };
+    public static readonly Option Overlay = new(
+        "overlay", "a writable view whose changes go to FILE (qcow2), or are gone after the mount; the image stays as it is", "FILE")
+    { ValueIsOptional = true };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
     public static readonly Option Journal = new(
         "journal", "write a qcow2 through a journal: one sync per fsync, and a kill loses nothing; 1M to 64M, default: 16M", "SIZE")
@@ -16,15 +19,18 @@ internal sealed record MountSettings
         ValueIsOptional = true,
     };
 
+    public static readonly Option Stream = new(
+        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
-    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
-    public static readonly Option Gid = new("gid", "group of the files", "N");
-    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w, else 0400", "OCTAL");
+    public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
+    public static readonly Option Gid = new("gid", "group of the files, by name or number", "GROUP");
+    public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL");
     public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
     public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
     public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
     public static readonly Option DirectIo = new(
         "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
+    public static readonly Option NoPartitions = new("no-partitions", "show no files for partitions");
     public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE");
     public static readonly Option Foreground = new("foreground", "stay in the foreground; log to standard error");
     public static readonly Option NonEmpty = new("nonempty", "allow a mount point that is not empty");
@@ -32,8 +38,12 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Snapshot, Journal, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Snapshot, Journal, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo,
+        NoPartitions, Log, Foreground, NonEmpty, List,
     ];
+
+    // Half of what a disk of spinning rust reads; who has more gives more.
+    private const long DefaultStreamRate = 64 << 20;
 
     public required string Source { get; init; }
 
@@ -43,7 +53,14 @@ internal sealed record MountSettings
 
     public required FileSystem.TreeSettings Tree { get; init; }
 
-    public bool IsWritable => Open.Writable;
+    /// <summary>Whether what is mounted can be written, be it the image or an overlay.</summary>
+    public bool IsWritable => Open.Writable || HasOverlay;
+
+    /// <summary>Whether changes go to an overlay.</summary>
+    public bool HasOverlay { get; init; }
+
+    /// <summary>The overlay's file; null: none, or a temporary one.</summary>
+    public string? OverlayFile { get; init; }
 
     public bool OthersAllowed { get; init; }
 
@@ -62,25 +79,40 @@ internal sealed record MountSettings
     /// <summary>Reads and judges a command line.</summary>
     public static MountSettings From(ParsedLine line)
     {
-        bool writable = line.Has(Writable);
+        bool changesImage = line.Has(Writable);
+        bool writable = changesImage || line.Has(Overlay);
+        if (changesImage && line.Has(Overlay))
+            throw CommandFailure.Usage(Overlay.Display, "contradicts --writable", "give one of them: the image is written, or it stays as it is");
+        if (line.Has(Overlay) && line.Value(Overlay) == "")
+            throw CommandFailure.Usage(Overlay.Display, "names no file", "give --overlay=FILE, or --overlay for a temporary one");
         if (writable && line.MountWords.Contains("ro"))
-            throw CommandFailure.Usage("-o ro", "contradicts --writable", "give one of them");
-        if (writable && line.Has(Snapshot))
+            throw CommandFailure.Usage("-o ro", $"contradicts {(changesImage ? Writable : Overlay).Display}", "give one of them");
+        if (line.Value(Overlay) is not null && line.Has(Snapshot))
+            throw CommandFailure.Usage(Snapshot.Display, "contradicts --overlay=FILE", "give --overlay without a file");
+        if (changesImage && line.Has(Snapshot))
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
+        if (!changesImage && line.Has(Stream))
+            throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
-            throw CommandFailure.Usage(DirectIo.Display, "off is not possible with --writable", "leave it out: cached pages would go stale");
+        {
+            throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
+        }
         return new MountSettings
         {
             Source = line.Operands[0],
             MountPoint = line.Operands[1],
-            Open = OpenFrom(line, writable),
+            Open = OpenFrom(line, changesImage),
+            HasOverlay = line.Has(Overlay),
+            OverlayFile = line.Value(Overlay),
             Tree = new FileSystem.TreeSettings
             {
-                Uid = (uint)(line.Number(Uid, 0, uint.MaxValue - 1) ?? Libc.GetUserId()),
-                Gid = (uint)(line.Number(Gid, 0, uint.MaxValue - 1) ?? Libc.GetGroupId()),
+                Uid = Owner(line, Uid, Libc.FindUser) ?? Libc.GetUserId(),
+                Gid = Owner(line, Gid, Libc.FindGroup) ?? Libc.GetGroupId(),
                 FileMode = ModeFrom(line) ?? (writable ? 0x180u : 0x100u), // 0600, 0400
                 AlwaysDirect = direct == "on",
+                ShowsPartitions = !line.Has(NoPartitions),
+                ShowsSnapshots = !line.Has(Snapshot),
             },
             OthersAllowed = line.Has(AllowOther),
             MayCoverFiles = line.Has(NonEmpty),
@@ -101,9 +133,12 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
-        options = options with { Journal = JournalFrom(line, writable) };
-        return line.Size(CacheSize) is { } size ? options with { CacheSize = CheckCacheSize(size) } : options;
+        options = options with { Journal = JournalFrom(line, line.Has(Writable)) };
+        const long least = 1 << 20;
+        if (line.Size(CacheSize) is not { } size) return options;
+        return size >= least ? options with { CacheSize = size } : throw line.Wrong(CacheSize, $"{size} bytes are too few", "give at least 1M");
     }
 
     private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
@@ -124,12 +159,21 @@ internal sealed record MountSettings
         return System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(bytes);
     }
 
-    private static long CheckCacheSize(long size)
+    // A second of copying a cluster of the largest size is still a mount that answers.
+    private static long CheckRate(long rate)
     {
-        const long least = 1 << 20;
-        return size >= least
-            ? size
-            : throw CommandFailure.Usage(CacheSize.Display, $"{size} bytes are too few", "give at least 1M");
+        const long least = 64 << 10;
+        return rate >= least
+            ? rate
+            : throw CommandFailure.Usage(Stream.Display, $"{rate} bytes a second are too few", "give at least 64k");
+    }
+
+    private static uint? Owner(ParsedLine line, Option option, Func<string, uint?> find)
+    {
+        if (line.Value(option) is not { } text) return null;
+        bool isNumber = uint.TryParse(text, System.Globalization.NumberStyles.None, null, out uint number) && number < uint.MaxValue;
+        return (isNumber ? number : find(text))
+            ?? throw CommandFailure.Usage(option.Display, $"\"{text}\" is neither a number nor a name that the system knows", line.Command.HelpHint);
     }
 
     private static uint? ModeFrom(ParsedLine line)
@@ -139,7 +183,7 @@ internal sealed record MountSettings
         foreach (char digit in text)
         {
             if (digit is < '0' or > '7' || mode > 0x3F) // 0777 at most
-                throw CommandFailure.Usage(Mode.Display, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
+                throw line.Wrong(Mode, $"\"{text}\" is not an octal mode up to 0777", "give one such as 0640");
             mode = (mode << 3) | (uint)(digit - '0');
         }
         return mode;

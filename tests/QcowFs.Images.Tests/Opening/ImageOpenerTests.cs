@@ -30,12 +30,12 @@ public sealed class ImageOpenerTests : IDisposable
     {
         File.WriteAllText(_temp["empty"], "");
         File.WriteAllText(_temp["text"], "hello");
-        File.WriteAllText(_temp["vhdx"], "vhdxfile and so on");
+        File.WriteAllText(_temp["vhd"], "conectix and so on");
         Assert.Equal($"{_temp["empty"]}: format: the file is empty; if it is a raw disk, state that with -f raw", Refusal("empty"));
         Assert.Equal($"{_temp["text"]}: format: no image format was recognised; if it is a raw disk, state that with -f raw", Refusal("text"));
-        Assert.Equal($"{_temp["vhdx"]}: format at byte 0: the file looks like a VHDX image, which cannot be opened; convert it with "
-            + "qemu-img convert", Refusal("vhdx"));
-        Assert.Equal($"{_temp["text"]}: format: \"vmdk\" is not known; use one of qcow2, raw",
+        Assert.Equal($"{_temp["vhd"]}: format at byte 0: the file looks like a VHD image, which cannot be opened; convert it with "
+            + "qemu-img convert", Refusal("vhd"));
+        Assert.Equal($"{_temp["text"]}: format: \"vmdk\" is not known; use one of qcow2, add-cow, vhdx, raw",
             Refusal("text", ReadOnly with { Format = "vmdk" }));
         Assert.Equal($"{_temp["text"]}: header at byte 0: the magic number is 68656c6c, expected 514649fb; the file is not a qcow2 image; "
             + "state its real format with -f", Refusal("text", ReadOnly with { Format = "qcow2" }));

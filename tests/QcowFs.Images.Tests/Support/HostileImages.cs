@@ -39,6 +39,10 @@ internal sealed class Specimen
         Make(temp, "64-bit counts", "cluster_size=4k,refcount_bits=64", "1M", compressed: false, snapshots: 1),
         Make(temp, "bitmaps", "cluster_size=4k", "1M", compressed: false, snapshots: 1, bitmaps: true),
         Make(temp, "ordinary", "", "8M", compressed: true, snapshots: 1, bitmaps: true),
+        Make(temp, "external data", "cluster_size=4k,data_file=data", "1M", compressed: false, snapshots: 0),
+        Make(temp, "raw external data", "cluster_size=16k,extended_l2=on,data_file=data,data_file_raw=on", "1M", compressed: false, snapshots: 0),
+        Make(temp, "1-bit counts", "cluster_size=512,refcount_bits=1", "300k", compressed: false, snapshots: 0),
+        Make(temp, "extended with backing", "cluster_size=16k,extended_l2=on", "1M", compressed: true, snapshots: 1, backing: true),
     ];
 
     /// <summary>The image of a seed: the valid one with one to five fields changed, now and then cut short.</summary>
@@ -63,10 +67,14 @@ internal sealed class Specimen
     }
 
     private static Specimen Make(
-        TempDirectory temp, string name, string options, string size, bool compressed, int snapshots, bool bitmaps = false)
+        TempDirectory temp, string name, string options, string size, bool compressed, int snapshots, bool bitmaps = false, bool backing = false)
     {
         string path = temp[$"{name}.qcow2"];
-        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options], path, size]);
+        if (backing)
+            Qemu.Img("create", "-q", "-f", "raw", temp["data"], "1M");
+        options = options.Replace("data_file=data", $"data_file={temp["data"]}", StringComparison.Ordinal);
+        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options],
+            .. backing ? ["-b", "data", "-F", "raw"] : Array.Empty<string>(), path, size]);
         if (bitmaps)
             Qemu.Img("bitmap", "--add", path, "bitmap");
         Qemu.Io("qcow2", path, "write -P 1 0 50k", "write -z 64k 32k", $"write {(compressed ? "-c " : "")}-P 2 128k 64k");
@@ -76,7 +84,9 @@ internal sealed class Specimen
             Qemu.Io("qcow2", path, $"write -P {i} {i * 8}k 8k");
         }
 
-        return new Specimen(name, File.ReadAllBytes(path));
+        byte[] bytes = File.ReadAllBytes(path);
+        File.Delete(temp["data"]);
+        return new Specimen(name, bytes);
     }
 
     private void FindFields(MemoryStorage file)
@@ -172,10 +182,13 @@ internal sealed class Specimen
     }
 }
 
-/// <summary>A host with one image in memory and nothing else.</summary>
-internal sealed class OneImage(byte[] bytes) : IHostFiles
+/// <summary>A host with one image in memory and, under any name that ends in "data", a file of zeros.</summary>
+/// <param name="bytes">The image.</param>
+/// <param name="kept">Where its changes go, or null: each open finds the image as it was.</param>
+internal sealed class OneImage(byte[] bytes, MemoryStorage? kept = null) : IHostFiles
 {
-    public IStorage Open(string path, HostAccess access, bool directIo) => path == "image" ? Specimen.Storage(bytes)
+    public IStorage Open(string path, HostAccess access, bool directIo) => path == "image" ? kept is null ? Specimen.Storage(bytes) : new Kept(kept)
+        : path.EndsWith("data", StringComparison.Ordinal) ? new MemoryStorage(path, 1 << 20)
         : throw new StorageException(QcowFs.Native.Errno.ENOENT, "open", path);
 
     public IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
@@ -184,4 +197,32 @@ internal sealed class OneImage(byte[] bytes) : IHostFiles
     public void SyncName(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "sync", path);
 
     public void Delete(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "delete", path);
+
+    private sealed class Kept(MemoryStorage file) : IStorage
+    {
+        public string Name => file.Name;
+
+        public long Length => file.Length;
+
+        public bool IsReadOnly => false;
+
+        public void Read(long offset, Span<byte> destination) => file.Read(offset, destination);
+
+        public void Write(long offset, ReadOnlySpan<byte> source) => file.Write(offset, source);
+
+        public void WriteZeroes(long offset, long length) => file.WriteZeroes(offset, length);
+
+        public void Discard(long offset, long length) => file.Discard(offset, length);
+
+        public void Reserve(long offset, long length) => file.Reserve(offset, length);
+
+        public void SetLength(long length) => file.SetLength(length);
+
+        public void Sync() => file.Sync();
+
+        public void Dispose()
+        {
+            // The file outlives the image over it.
+        }
+    }
 }

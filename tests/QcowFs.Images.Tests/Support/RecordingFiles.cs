@@ -21,6 +21,8 @@ internal sealed class RecordingFiles : IHostFiles
         return _files.OpenBeneath(directory, relativePath, access, directIo);
     }
 
+    public long? TryGetLength(string directory, string relativePath) => _files.TryGetLength(directory, relativePath);
+
     public void SyncName(string path) => _files.SyncName(path);
 
     public void Delete(string path) => _files.Delete(path);

@@ -43,8 +43,9 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            "        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);\n",
             """
+                    List<ClusterRun> unused = FindLastReferences(page, first, end);
                     lock (_cache.Gate)
                     {
                         foreach (ClusterRun run in unused)
@@ -129,7 +130,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I10 unknown auto-clear bits stay",
             Commit,
-            "WriteAutoclear((state.Header.AutoclearFeatures & AutoclearFeatures.RawExternalData) | AutoclearFeatures.InUse);",
+            "WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);",
             "WriteAutoclear(state.Header.AutoclearFeatures | AutoclearFeatures.InUse);",
             nameof(Probes.Autoclear)),
         new Mutation(
@@ -156,6 +157,70 @@ public sealed class MutationTests(ITestOutputHelper output)
             "long end = _source.EndOfReferences(_tail);",
             "long end = _tail;",
             nameof(Probes.Crash)),
+    ];
+
+    private static readonly Mutation[] SpaceAndCache =
+    [
+        new Mutation(
+            "A1 what is left of a free run begins with what was handed out",
+            "Qcow2/HostAllocator.cs",
+            "Add(run with { First = run.First + wanted, Count = run.Count - wanted });",
+            "Add(run with { First = run.First + wanted - 1, Count = run.Count - wanted });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a cluster freed ahead of the scan is found again by it",
+            "Qcow2/HostAllocator.cs",
+            "if (run.First < _scanned)\n                Insert(run with { Count = Math.Min(run.End, _scanned) - run.First });",
+            "if (run.First < _scanLimit)\n                Insert(run with { Count = Math.Min(run.End, _scanLimit) - run.First });",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A1 a reservation that was given up is lost",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count, ReadsAsZero: false));",
+            "Allocator.Free(new ClusterRun(at.HostCluster, at.Count - 1, ReadsAsZero: false));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A2 free clusters from before are taken for zeros",
+            "Qcow2/Refcounts.cs",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: false));",
+            "runs.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I2 a compressed stream gives up only its first cluster",
+            "Qcow2/Qcow2BlockMap.Change.cs",
+            "_state.Remove(new Removal(from, ((end + _clusterMask) & ~_clusterMask) - from, RemovalKind.Compressed));",
+            "_state.Remove(new Removal(from, _clusterMask + 1, RemovalKind.Compressed));",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 a shared block is punched",
+            Commit,
+            "else if (count > 1)\n                    continue;",
+            "else if (count > 2)\n                    continue;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "I3 pages of a freed table stay in the cache",
+            Commit,
+            "_cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);",
+            "{ }",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "A4 the end of use cuts a cluster that is in use",
+            "Qcow2/Qcow2Commit.cs",
+            "long end = state.Allocator!.UsedEnd() << _clusterBits;",
+            "long end = (state.Allocator!.UsedEnd() - 1) << _clusterBits;",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "P3 a dirty page is given to another offset",
+            "Metadata/MetadataCache.cs",
+            "if (page.Unwritten != Unwritten.Nothing || page.Loading || page.Pins > 0)",
+            "if (page.Loading || page.Pins > 0)",
+            nameof(Probes.Invariants)),
+        new Mutation(
+            "narrow counts spill into their neighbours",
+            "Qcow2/RefcountEncoding.cs",
+            "packed = (byte)((packed & ~mask) | ((int)count << shift));",
+            "packed = (byte)(packed | ((int)count << shift));",
+            nameof(Probes.Invariants)),
     ];
 
     private static readonly Mutation[] Compression =
@@ -198,7 +263,73 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Ceiling)),
     ];
 
-    public static TheoryData<Mutation> Mutations => [.. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. Compression];
+    private static readonly Mutation[] Bitmaps =
+    [
+        new Mutation(
+            "D1 a bitmap is not marked before the first change",
+            "Qcow2/BitmapTracking.cs",
+            "WriteFlags(bitmap, bitmap.Flags | BitmapFlags.InUse);",
+            "WriteFlags(bitmap, bitmap.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D2 the mark falls before the bits are durable",
+            "Qcow2/BitmapTracking.cs",
+            "bitmap.IsStored = true;",
+            "WriteFlags(bitmap.Entry, bitmap.Entry.Flags);",
+            nameof(Probes.CrashOfBitmaps)),
+        new Mutation(
+            "D5 bits are written over another structure",
+            "Qcow2/BitmapTracking.cs",
+            "&& !metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\")",
+            "&& metadata.TryClaim(offset, _state.Header.ClusterSize, \"bitmap\") && false",
+            nameof(Probes.SenselessBitmap)),
+        new Mutation(
+            "a discard is not recorded",
+            "Engine/CowImage.Write.cs",
+            "_parts.Changes?.Note(offset, length);\n        long end",
+            "long end",
+            nameof(Probes.ExactBitmaps)),
+    ];
+
+    private static readonly Mutation[] Space =
+    [
+        new Mutation(
+            "I3 a block that could not be punched is taken for zeros",
+            Commit,
+            "return run with { ReadsAsZero = false };",
+            "return run;",
+            nameof(Probes.FailedPunch)),
+        new Mutation(
+            "A5 what only looks free is cut off",
+            "Qcow2/HostAllocator.cs",
+            "if (!_byFirst[first].ReadsAsZero && first < _scanLimit)",
+            "if (first < 0)",
+            nameof(Probes.Undercounted)),
+        new Mutation(
+            "L5 COPIED is set beside a snapshot's reference",
+            "Qcow2/LeakCollector.cs",
+            "window[cluster] == 1 && !touched.Contains(cluster) && state.Refcounts.Get(counts, cluster) == 1",
+            "!touched.Contains(cluster)",
+            nameof(Probes.MissingFlags)),
+        new Mutation(
+            "Z4 a table that a snapshot refers to is cut",
+            "Qcow2/Qcow2Resize.cs",
+            "if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1)",
+            "if (_header.Version > 9)",
+            nameof(Probes.ShrunkUnderSnapshot)),
+        new Mutation(
+            "G2 a larger size is named before the table that has it",
+            "Qcow2/BitmapResize.cs",
+            "        _file.Sync();\n        foreach (Plan plan in _plans)\n            WriteInt32",
+            "        foreach (Plan plan in _plans)\n            WriteInt32",
+            nameof(Probes.CrashOfResizedBitmaps)),
+    ];
+
+    public static TheoryData<Mutation> Mutations =>
+    [
+        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. Space,
+        .. OverlayMutations.All,
+    ];
 
     [Theory]
     [MemberData(nameof(Mutations))]

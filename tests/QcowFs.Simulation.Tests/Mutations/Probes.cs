@@ -1,4 +1,7 @@
 // Short forms of the simulation's tests, for mutants: each passes on the real code and must fail on a mutant that names it.
+using QcowFs.Simulation.Tests.Invariants;
+using QcowFs.Simulation.Tests.Vhdx;
+
 namespace QcowFs.Simulation.Tests.Mutations;
 
 /// <summary>Static, without arguments, so that a copy of this assembly can be asked by name.</summary>
@@ -44,6 +47,23 @@ public static class Probes
         tests.Agrees_with_bytes_and_with_qemu(new Geometry("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Snapshot));
     }
 
+    public static void Invariants()
+    {
+        foreach (Geometry geometry in new[]
+        {
+            new Geometry("cluster_size=512", 30_208),
+            new Geometry("cluster_size=512", 40_448, InitialContent.Snapshot),
+            new Geometry("cluster_size=512,refcount_bits=4", 40_448, InitialContent.Compressed),
+        })
+        {
+            for (ulong seed = 1; seed <= 2; seed++)
+            {
+                using InvariantRun run = new(geometry, seed) { LosesFlags = seed == 2, CachePages = seed == 2 ? 16 : 2 };
+                run.Run(1000);
+            }
+        }
+    }
+
     public static void Errors() => new FaultTests().An_error_latches_the_image(new Geometry("cluster_size=512", 70_144));
 
     public static void FullHost() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=512", 70_144));
@@ -68,5 +88,108 @@ public static class Probes
 
     public static void FullHostOfCompressing() => new FaultTests().A_full_host_loses_nothing(new Geometry("cluster_size=2048", 100_352, Compress: true));
 
+    public static void CrashOfBitmaps() => new BitmapTests().A_crash_leaves_no_bitmap_that_is_wrong("cluster_size=512", 70_144, 3, compress: false);
+
+    public static void ExactBitmaps() => new BitmapTests().Exactly_what_was_touched_is_set(new Geometry("cluster_size=512", 70_144, InitialContent.Bitmaps));
+
+    public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
+
+    public static void FailedPunch() => new FaultTests().A_host_that_cannot_punch_fails_no_sync();
+
+    public static void Undercounted() => new FaultTests().Closing_cuts_nothing_off_that_only_looks_free();
+
+    public static void ShrunkUnderSnapshot() => new ResizeTests().Every_instant(new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 40_448);
+
+    public static void CrashOfResizedBitmaps() => new BitmapTests().A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(70_144, 2_200_064);
+
+    public static void MissingFlags() => new RecoveryTests().A_crash_in_it_leaves_leaks_and_missing_flags_at_worst("cluster_size=512", InitialContent.Snapshot);
+
+    public static void VhdxCrash() => new VhdxCrashRun(VhdxKind.Dynamic, 1).EveryInstant(steps: 12, choices: 9, log: null);
+
+    public static void VhdxCrashOfFull()
+    {
+        for (ulong seed = 7; seed < 11; seed++)
+            new VhdxCrashRun(VhdxKind.Full, seed).EveryInstant(steps: 14, choices: 9, log: null);
+    }
+
+    public static void VhdxCrashOfDifferencing() => new VhdxCrashRun(VhdxKind.Differencing, 3).EveryInstant(steps: 12, choices: 9, log: null);
+
+    public static void VhdxRing() => VhdxRingTests.Run(step: 7, choices: 6);
+
+    public static void VhdxRingAtEveryInstant() => VhdxRingTests.Run(step: 1, choices: 6);
+
+    public static void VhdxTail() => new VhdxLogTests().What_lies_before_the_tail_is_not_applied_again();
+
+    public static void VhdxStaleBits() => new VhdxWriteTests().Stale_bits_of_an_absent_block_are_not_believed();
+
+    public static void VhdxWriteGuids() => new VhdxWriteTests().Write_guids_are_new_before_the_first_change();
+
+    public static void VhdxHeaderLoss() => new VhdxWriteTests().Either_header_may_be_lost(0x10000);
+
+    public static void VhdxHeaderOrder() => new VhdxWriteTests().The_current_header_is_never_written();
+
+    public static void VhdxHeaderEnd() => new VhdxWriteTests().Sequence_numbers_that_come_to_their_end_begin_anew();
+
+    public static void VhdxFreeSpace() => new VhdxWriteTests().Space_left_by_a_crash_is_clean_when_it_is_taken();
+
+    public static void VhdxCut() => new VhdxWriteTests().The_file_is_cut_after_the_log_is_closed();
+
+    public static void VhdxReader() => new VhdxWriteTests().A_block_is_not_reused_under_a_reader();
+
+    public static void VhdxSpaceReuse() => new VhdxWriteTests().Space_is_used_again_and_given_back();
+
+    public static void VhdxOverlap() => new VhdxWriteTests().A_file_whose_blocks_overlap_is_only_read();
+
+    public static void VhdxFullHost() => new VhdxFaultTests().A_full_host_loses_nothing(VhdxKind.Differencing);
+
+    public static void VhdxLogTargets() => new VhdxLogTests().Changes_of_the_wrong_places_are_refused(0x100000, "the log itself");
+
+    public static void VhdxLogRules()
+    {
+        VhdxLogTests tests = new();
+        tests.Entries_of_an_earlier_log_do_not_count();
+        tests.Every_part_of_an_entry_is_held_against_its_rule(4096, (byte)'x');
+        tests.A_run_whose_tail_is_gone_does_not_count();
+        tests.A_torn_entry_ends_the_run();
+    }
+
+    public static void VhdxLargeCommit() => new VhdxRingTests().A_commit_larger_than_the_ring_is_cut();
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
+
+    public static void AddCowCrash()
+    {
+        for (ulong seed = 1; seed <= 2; seed++)
+        {
+            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 6, choices: 12, log: null);
+            new AddCowCrashRun(new AddCowCase(12, 20_001, 15_003), seed) { Fills = true, Completes = true }.EveryInstant(steps: 4, choices: 16, log: null);
+        }
+    }
+
+    public static void AddCowCrashInQcow2() =>
+        new AddCowCrashRun(new AddCowCase(12, 70_144, 50_003, IsInQcow2: true), 1).EveryInstant(steps: 10, choices: 16, log: null);
+
+    public static void AddCowModel()
+    {
+        foreach (AddCowCase image in new AddCowCase[] { new(12, 70_001, 50_003), new(12, 70_001, 200_000), new(9, 50_001, 30_001), new(12, 70_001, -1) })
+            new AddCowTests(null!).Agrees_with_bytes(image);
+    }
+
+    public static void AddCowResize()
+    {
+        AddCowResizeTests tests = new();
+        tests.Every_instant(new AddCowCase(12, 70_001, 200_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 71_000), 90_001);
+        tests.Every_instant(new AddCowCase(12, 70_001, 70_001), 30_001);
+        tests.A_complete_disk_stays_complete(0);
+        tests.A_complete_disk_stays_complete(1);
+    }
+
+    public static void AddCowWriters() => new AddCowConcurrencyTests().Two_partial_writes_of_one_missing_cluster_both_stay();
+
+    public static void AddCowDiscard() => new AddCowTests(null!).A_discard_makes_a_hole_and_syncs_it_before_the_bit();
+
+    public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
+
+    public static void CommitOfMovedExtension() => new OverlayCommitTests().Every_instant("cluster_size=4096 moved", "cluster_size=512", 40_448, 40_448);
 }

@@ -119,6 +119,13 @@ public sealed class SimulatedDisk : IHostFiles
     IStorage IHostFiles.OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
         ((IHostFiles)this).Open(directory == "." ? relativePath : Path.Join(directory, relativePath), access, directIo);
 
+    long? IHostFiles.TryGetLength(string directory, string relativePath)
+    {
+        string name = directory == "." ? relativePath : Path.Join(directory, relativePath);
+        lock (Gate)
+            return _files.TryGetValue(name, out SimulatedFile? file) ? file.Length : null;
+    }
+
     // Names are not modelled: a created storage is there.
     void IHostFiles.SyncName(string path) => RequireOn();
 

@@ -19,6 +19,8 @@ internal sealed class JournalReader
     internal const string Structure = "journal";
     internal const string LostAdvice = "data can be lost: copy the file before anything else, then restore it from a backup";
 
+    private const int ScanChunk = 1 << 20;
+
     private readonly IStorage _file;
     private readonly JournalArea _area;
     private readonly int _clusterSize;
@@ -61,6 +63,34 @@ internal sealed class JournalReader
             left -= taken;
             offset = (offset + taken) % Superblock.RingBytes;
         }
+    }
+
+    /// <summary>The highest commit that any record of this journal confirms, wherever in the ring it is: one behind the chain's end tells
+    /// that the chain was longer.</summary>
+    public ulong FindConfirmed()
+    {
+        ulong confirmed = 0;
+        long budget = 2 * Superblock.RingBytes; // of bytes to checksum, whatever the blocks say
+        byte[] chunk = new byte[(int)Math.Min(ScanChunk, Superblock.RingBytes)];
+        for (long start = 0; start < Superblock.RingBytes; start += chunk.Length)
+        {
+            int length = (int)Math.Min(chunk.Length, Superblock.RingBytes - start);
+            _file.Read(HostOffset(start), chunk.AsSpan(0, length));
+            for (int at = 0; at < length && budget > 0; at += JournalLayout.BlockSize)
+            {
+                ulong sequence = JournalRecordHeader.SequenceOf(chunk.AsSpan(at));
+                if (JournalRecordHeader.TryParse(
+                    chunk.AsSpan(at), Superblock.Id, sequence, JournalLayout.MaxRecordBytes(Superblock.RingBytes), out JournalRecordHeader header)
+                    && header.Confirmed > confirmed)
+                {
+                    budget -= header.Length;
+                    if (TryRead(start + at, sequence, Superblock.RingBytes, out header))
+                        confirmed = header.Confirmed;
+                }
+            }
+        }
+
+        return confirmed;
     }
 
     /// <summary>The fault of this journal at a byte of the file.</summary>

@@ -6,6 +6,7 @@
 // over what is put there: if one logged it, the record that first maps its new use, or one before, revokes that.
 // A cluster with further references only has its count lowered.
 using QcowFs.Images.Metadata;
+using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2.Journal;
 
@@ -16,6 +17,7 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
     private readonly int _clusterBits = state.Header.ClusterBits;
     private readonly HashSet<long> _punched = [];
     private readonly HashSet<long> _zeroed = [];
+    private readonly HashSet<long> _filled = [];
     private readonly HashSet<long> _logged = [];
 
     /// <summary>Freed ranges that were logged, for the next record. Guarded by the gate; whoever writes the record clears it.</summary>
@@ -161,9 +163,22 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
                 _logged.Add(cluster);
         }
 
-        file.Discard(first << _clusterBits, count << _clusterBits);
+        bool isHole = true;
+        try
+        {
+            file.Discard(first << _clusterBits, count << _clusterBits);
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            isHole = false; // the host gets its space back when the run is used again
+        }
+
         for (long cluster = first; cluster < first + count; cluster++)
+        {
             _punched.Add(cluster);
+            if (!isHole)
+                _filled.Add(cluster);
+        }
     }
 
     // Under the gate.
@@ -171,14 +186,16 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
     {
         if (kind == RemovalKind.Metadata)
             _cache.Drop(run.First << _clusterBits, run.Count << _clusterBits);
+        bool readsAsZero = true;
         for (long cluster = run.First; cluster < run.End; cluster++)
         {
             _zeroed.Remove(cluster);
+            readsAsZero &= !_filled.Remove(cluster);
             if (_logged.Remove(cluster))
                 Revokes.Add(new JournalRange(cluster << _clusterBits, 1L << _clusterBits));
         }
 
         state.Metadata!.Remove(run.First, run.Count);
-        state.Allocator!.Free(run);
+        state.Allocator!.Free(run with { ReadsAsZero = readsAsZero });
     }
 }

@@ -70,6 +70,9 @@ internal readonly record struct JournalRecordHeader(
         return header.Length == expected && (long)header.RedoCount * RedoHeadSize <= header.RedoBytes && header.Confirmed < sequence;
     }
 
+    /// <summary>The sequence that stands where a head has it.</summary>
+    public static ulong SequenceOf(ReadOnlySpan<byte> head) => BinaryPrimitives.ReadUInt64BigEndian(head[32..]);
+
     /// <summary>Whether the checksum of a whole record is right.</summary>
     public static bool IsIntact(ReadOnlySpan<byte> record) =>
         BinaryPrimitives.ReadUInt32BigEndian(record[CrcAt..]) == ChecksumOf(record);

@@ -189,9 +189,7 @@ internal sealed class JournalReplay
     {
         ulong first = Superblock.TailSequence;
         ulong end = first + (ulong)_entries.Count - 1;
-        ulong confirmed = Math.Max(Superblock.Confirmed, Superblock.Adopted);
-        foreach (JournalEntry entry in _entries)
-            confirmed = Math.Max(confirmed, entry.Header.Confirmed);
+        ulong confirmed = Math.Max(Math.Max(Superblock.Confirmed, Superblock.Adopted), _reader.FindConfirmed());
 
         // Y2.
         if (end < confirmed)
