@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot commit config loop'
+    local commands='mount umount list info inspect check create map resize snapshot sync dedup commit config loop'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -13,7 +13,7 @@ _qcowfs() {
 
     case $previous in
         -f | --format | -F | --backing-format)
-            mapfile -t COMPREPLY < <(compgen -W 'qcow2 raw' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow raw' -- "$current")
             return
             ;;
         -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
@@ -22,11 +22,11 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
-                --cache= --threads --direct-io= --log= --foreground --nonempty"
+            options="$options -w --writable --overlay --overlay= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+                --cache= --threads --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
-        umount)
-            options="$options --lazy --json"
+        umount | sync)
+            [ "$command" = sync ] && options="$options --freeze --thaw" || options="$options --lazy --json"
             if [ "${current#-}" = "$current" ]; then
                 mapfile -t COMPREPLY < <(compgen -W "$(awk '$3 == "fuse.qcowfs" { print $2 }' /proc/mounts)" -- "$current")
                 return
@@ -35,7 +35,7 @@ _qcowfs() {
         list) options="$options --json" ;;
         info) options="$options --chain -f --format --allow-references= --json" ;;
         inspect | map) options="$options -f --format --allow-references= --json" ;;
-        check) options="$options -f --format --repair=leaks --repair=all --json" ;;
+        check) options="$options -f --format --allow-references= --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
         loop)
             options="$options -d --detach --sector-size= -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other
@@ -49,6 +49,13 @@ _qcowfs() {
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
                 mapfile -t COMPREPLY < <(compgen -W 'list create apply delete' -- "$current")
+                return
+            fi
+            ;;
+        dedup)
+            options="$options -f --format --allow-references= --dedup-memory= --dedup-index-size= --dedup-hash= --json"
+            if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
+                mapfile -t COMPREPLY < <(compgen -W 'estimate scan status rebuild off' -- "$current")
                 return
             fi
             ;;

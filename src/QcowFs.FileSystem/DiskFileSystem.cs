@@ -1,78 +1,102 @@
 // The tree that a mount shows (PRODUCT section 3), served to the kernel: finds the node, lets it answer.
 using QcowFs.Fuse;
+using QcowFs.Images;
 using QcowFs.Native;
 
 namespace QcowFs.FileSystem;
 
 /// <summary>
-/// The file system of one mount. Does not own the images: whoever opened them closes them when the session has ended.
-/// Thread-safe. Faults of a disk pass through as exceptions; <see cref="ErrorMap"/> says what the kernel is told.
+/// The file system of one mount. Thread-safe. Faults of a disk pass through as exceptions; <see cref="ErrorMap"/> says what the kernel
+/// is told. <see cref="Close"/> is called once, when the session has ended.
 /// </summary>
 public sealed class DiskFileSystem : IFuseFileSystem
 {
-    // Names do not change while a mount lives.
-    private static readonly TimeSpan EntryValid = TimeSpan.FromHours(1);
+    // Names that do not change while a mount lives.
+    private static readonly TimeSpan FixedEntryValid = TimeSpan.FromHours(1);
 
     private readonly NodeTable _nodes = new();
-    private readonly Node _root;
-    private readonly MountedImage[] _images;
     private readonly Listings _listings = new();
-    private readonly List<FactsNode> _facts = [];
+    private readonly MountedImage? _single;
+    private readonly ImageTree? _tree;
 
-    private DiskFileSystem(MountedImage[] images, Func<DiskFileSystem, Node> makeRoot)
+    private DiskFileSystem(MountedImage? single, Func<DiskFileSystem, ImageTree?> makeTree)
     {
-        _images = images;
-        _root = makeRoot(this);
+        _single = single;
+        _tree = makeTree(this);
     }
 
-    /// <summary>The images of the mount.</summary>
-    public IReadOnlyList<MountedImage> Images => _images;
+    /// <summary>The images of the mount, those that have left a directory while files of theirs are open included.</summary>
+    public IReadOnlyList<MountedImage> Images => _single is not null ? [_single] : [.. _tree!.AllBranches.Select(static b => b.Image)];
 
     /// <summary>Whether the root is the disk itself: the mount covers a regular file.</summary>
-    public bool RootIsFile => _root is DiskNode;
+    public bool RootIsFile => _tree is null;
 
     /// <summary>How many opens of files have not been released.</summary>
-    public int Opens
-    {
-        get
-        {
-            int opens = 0;
-            foreach (MountedImage image in _images) opens += image.Opens;
-            foreach (FactsNode facts in _facts) opens += facts.Opens;
-            return opens;
-        }
-    }
+    public int Opens => _tree is null ? _single!.Opens : _tree.AllBranches.Sum(static b => b.Image.Opens + b.FactOpens);
 
-    /// <summary>A directory with the image's disk and its facts.</summary>
-    public static DiskFileSystem ForDirectory(MountedImage image, TreeSettings settings, TimeProvider time) =>
-        new([image], system => system.BuildTree(image, settings, time));
+    /// <summary>Tells the kernel that a name in the root has gone, and that a node's attributes have changed; set when the session has
+    /// begun. Called only by <see cref="Refresh"/>.</summary>
+    public Action<ReadOnlyMemory<byte>>? NameLeft { get; set; }
+
+    /// <summary>Tells the kernel that a node's attributes have changed.</summary>
+    public Action<ulong>? NodeChanged { get; set; }
+
+    /// <summary>A directory with the image's disk, partitions, snapshots and facts.</summary>
+    public static DiskFileSystem ForImage(MountedImage image, TreeSettings settings, TimeProvider time, Action<string> log) =>
+        new(image, system => new ImageTree(system._nodes, image, null, settings, time, log));
+
+    /// <summary>A directory with everything of all images of a directory.</summary>
+    public static DiskFileSystem ForDirectory(ImageDirectory directory, TreeSettings settings, TimeProvider time, Action<string> log) =>
+        new(null, system => new ImageTree(system._nodes, null, directory, settings, time, log));
 
     /// <summary>A single file, which is the disk.</summary>
-    public static DiskFileSystem ForFile(MountedImage image, TreeSettings settings) =>
-        new([image], system => system._nodes.Add(new DiskNode("", image, settings)));
+    public static DiskFileSystem ForFile(MountedImage image, TreeSettings settings) => new(image, system =>
+    {
+        system._nodes.Add(new DiskNode([], image, settings));
+        return null;
+    });
 
     internal ulong ReferencesTo(ulong node) => _nodes.ReferencesTo(node);
 
-    private DirectoryNode BuildTree(MountedImage image, TreeSettings settings, TimeProvider time)
+    /// <summary>Makes the tree agree with what is there now, and tells the kernel. Called when an image was changed as a whole; never by
+    /// a thread that serves a request, since the kernel waits for the directory that such a request holds.</summary>
+    public void Refresh()
     {
-        DateTimeOffset now = time.GetUtcNow();
-        DirectoryNode root = _nodes.Add(new DirectoryNode("", null, settings, now));
-        root.Add(_nodes.Add(new DiskNode(image.Name + ".raw", image, settings)));
-        DirectoryNode control = _nodes.Add(new DirectoryNode(".qcowfs", root, settings, now));
-        root.Add(control);
-        DirectoryNode facts = _nodes.Add(new DirectoryNode(image.Name, control, settings, now));
-        control.Add(facts);
-        AddFacts("info.json", image.WriteInfo);
-        AddFacts("map.json", image.WriteMap);
-        AddFacts("stats.json", image.WriteStatistics);
-        return root;
-
-        void AddFacts(string name, Func<byte[]> make)
+        if (_tree is null)
         {
-            FactsNode node = _nodes.Add(new FactsNode(name, settings, time, make));
-            facts.Add(node);
-            _facts.Add(node);
+            NodeChanged?.Invoke(IFuseFileSystem.RootNode);
+            return;
         }
+        foreach (Node node in _tree.Refresh()) NameLeft?.Invoke(node.NameBytes);
+        foreach (ImageBranch branch in _tree.Branches)
+        {
+            NodeChanged?.Invoke(branch.Disk.Number);
+            foreach (DiskNode partition in branch.Partitions) NodeChanged?.Invoke(partition.Number);
+        }
+    }
+
+    /// <summary>Counts a request that the session has served on this thread.</summary>
+    public static void Served(FuseOpcode opcode, TimeSpan duration)
+    {
+        if (DiskNode.TakeAsked() is not { } load) return;
+        load.Add(
+            opcode switch
+            {
+                FuseOpcode.Read => LoadKind.Read,
+                FuseOpcode.Write => LoadKind.Write,
+                FuseOpcode.FAllocate => LoadKind.Discard,
+                _ => LoadKind.Sync,
+            },
+            duration);
+    }
+
+    /// <summary>Closes every image and gives the accounts of those that were used.</summary>
+    /// <param name="check">As for <see cref="MountedImage.Close"/>.</param>
+    public IReadOnlyList<ImageReceipt> Close(Func<IImageHold, string>? check = null)
+    {
+        if (_single is not null) return [_single.Close(check)];
+        IReadOnlyList<ImageReceipt> earlier = _tree!.Receipts;
+        return [.. earlier, .. Images.Where(static i => i.WasUsed).Select(i => i.Close(check))];
     }
 
     /// <inheritdoc/>
@@ -81,7 +105,13 @@ public sealed class DiskFileSystem : IFuseFileSystem
         entry = default;
         if (!_nodes.TryGet(parent, out Node? node)) return Errno.ESTALE;
         if (node is not DirectoryNode directory) return Errno.ENOTDIR;
-        if (!directory.TryFind(name, out Node? child) || !_nodes.TryReference(child.Number)) return Errno.ENOENT;
+        bool found = directory.TryFind(name, out Node? child);
+        if (!found || (!IsFixed(child!) && _tree!.IsStale))
+        {
+            _tree!.Refresh();
+            found = directory.TryFind(name, out child);
+        }
+        if (!found || !_nodes.TryReference(child!.Number)) return Errno.ENOENT;
         entry = EntryFor(child);
         return Errno.None;
     }
@@ -148,8 +178,45 @@ public sealed class DiskFileSystem : IFuseFileSystem
     {
         if (!_nodes.TryGet(node, out Node? found)) return Errno.ESTALE;
         if (node != IFuseFileSystem.RootNode || handle != 0) return found.Sync();
-        foreach (MountedImage image in _images) image.Sync(); // SYNCFS: everything
+        SyncAll(); // SYNCFS
         return Errno.None;
+    }
+
+    /// <summary>Makes everything durable. Every image is tried; the first fault is thrown.</summary>
+    public void SyncAll() => ForEachImage(static image => image.Sync());
+
+    /// <summary>Freezes every image; where one cannot be, none is. Faults: as <see cref="MountedImage.Freeze"/>.</summary>
+    public void Freeze()
+    {
+        try
+        {
+            ForEachImage(static image => image.Freeze());
+        }
+        catch
+        {
+            Thaw();
+            throw;
+        }
+    }
+
+    /// <summary>Thaws every image.</summary>
+    public void Thaw() => ForEachImage(static image => image.Thaw());
+
+    private void ForEachImage(Action<MountedImage> act)
+    {
+        System.Runtime.ExceptionServices.ExceptionDispatchInfo? first = null;
+        foreach (MountedImage image in Images)
+        {
+            try
+            {
+                act(image);
+            }
+            catch (Exception fault) when (fault is Storage.StorageException or ImageFormatException or ImageInUseException)
+            {
+                first ??= System.Runtime.ExceptionServices.ExceptionDispatchInfo.Capture(fault);
+            }
+        }
+        first?.Throw();
     }
 
     /// <inheritdoc/>
@@ -169,6 +236,7 @@ public sealed class DiskFileSystem : IFuseFileSystem
         result = default;
         if (!_nodes.TryGet(node, out Node? found)) return Errno.ESTALE;
         if (found is not DirectoryNode directory) return Errno.ENOTDIR;
+        _tree!.Refresh();
         result = new FuseOpenResult { Handle = _listings.Open(directory) };
         return Errno.None;
     }
@@ -202,15 +270,18 @@ public sealed class DiskFileSystem : IFuseFileSystem
     {
         long unit = 4096;
         long bytes = 0;
-        foreach (MountedImage image in _images)
+        // Asked of a file, it is about the image behind it: a loop device takes the unit as its discard granularity.
+        _nodes.TryGet(node, out Node? asked);
+        IEnumerable<MountedImage> images = asked is DiskNode disk ? [disk.Image] : Images;
+        foreach (MountedImage image in images)
         {
-            unit = Math.Max(unit, image.Disk.Info.BlockSize);
-            bytes += image.Disk.Length;
+            unit = Math.Max(unit, image.BlockSize);
+            bytes = bytes > long.MaxValue - image.Length ? long.MaxValue : bytes + image.Length;
         }
-        ulong blocks = (ulong)((bytes + unit - 1) / unit);
+        ulong blocks = ((ulong)bytes + (ulong)unit - 1) / (ulong)unit;
         result = new FuseStatFs
         {
-            BlockSize = (uint)unit, // a loop device on the disk takes it as its discard granularity
+            BlockSize = (uint)unit,
             FragmentSize = (uint)unit,
             Blocks = blocks,
             Files = (ulong)_nodes.Count,
@@ -219,10 +290,15 @@ public sealed class DiskFileSystem : IFuseFileSystem
         return Errno.None;
     }
 
-    private static FuseEntry EntryFor(Node node) => new()
+    /// <summary>Whether a node bears its name as long as the mount lives.</summary>
+    private bool IsFixed(Node node) =>
+        _tree is null || node == _tree.Control
+        || (!_tree.FollowsDirectory && node is (DirectoryNode or DiskNode { Partition: null, Snapshot: null }));
+
+    private FuseEntry EntryFor(Node node) => new()
     {
         Node = node.Number,
-        EntryValid = EntryValid,
+        EntryValid = IsFixed(node) ? FixedEntryValid : ImageTree.NamesValid,
         AttributesValid = node.AttributesValid,
         Attributes = node.GetAttributes(0),
     };

@@ -1,53 +1,95 @@
-// The raw file of a disk. Behaves as a block device does where a plain file would change its size.
+// The raw file of a disk, of a partition of it, or of a snapshot. Behaves as a block device does where a plain file would change its
+// size.
+using QcowFs.FileSystem.Partitions;
 using QcowFs.Fuse;
 using QcowFs.Images;
 using QcowFs.Native;
 
 namespace QcowFs.FileSystem;
 
-/// <summary>A whole disk as a file.</summary>
+/// <summary>A range of a disk as a file: all of it, or a partition.</summary>
 internal sealed class DiskNode : Node
 {
-    // The disk's files keep no state per open; the number only has to differ from 0, which means "no handle".
+    // These files keep no state per open; the number only has to differ from 0, which means "no handle".
     private const ulong Handle = 1;
+    private const uint WriteBits = 0x92; // 0222
 
-    // Where bytes cannot change, neither can attributes: a reader holds the image's lock against writers.
+    // Where bytes cannot change, neither can attributes: a reader holds the image's lock against writers as long as it is open.
     private static readonly TimeSpan ReadOnlyAttributesValid = TimeSpan.FromHours(1);
 
-    private readonly MountedImage _image;
-    private readonly IDiskImage _disk;
-    private readonly TreeSettings _settings;
-    private readonly FuseOpenFlags _openFlags;
+    [ThreadStatic]
+    private static ImageLoad? Asked; // whose request this thread serves, until it is counted
 
-    public DiskNode(string name, MountedImage image, TreeSettings settings)
+    private readonly MountedImage _image;
+    private readonly SnapshotView? _snapshot;
+    private readonly TreeSettings _settings;
+    private readonly long _start;
+    private readonly long _most; // the range's length; a disk may end before
+    private readonly bool _isWritable;
+    private readonly bool _isDirect;
+    private ulong _cachedVersion; // of the image whose bytes the kernel may have in its cache
+
+    /// <summary>The active disk.</summary>
+    public DiskNode(byte[] name, MountedImage image, TreeSettings settings)
+        : this(name, image, null, null, settings)
+    {
+    }
+
+    /// <param name="name">Name in the parent.</param>
+    /// <param name="image">The image.</param>
+    /// <param name="snapshot">The snapshot, or null for the active disk.</param>
+    /// <param name="partition">The range, or null for all.</param>
+    /// <param name="settings">Owner and mode.</param>
+    public DiskNode(byte[] name, MountedImage image, SnapshotView? snapshot, Partition? partition, TreeSettings settings)
         : base(name)
     {
         _image = image;
-        _disk = image.Disk;
+        _snapshot = snapshot;
         _settings = settings;
+        _start = partition?.Offset ?? 0;
+        _most = partition?.Length ?? long.MaxValue;
+        Partition = partition;
+        _isWritable = snapshot is null && image.IsWritable;
         // One choice for the node's life: the kernel does not allow two ways of opening one inode at the same time.
-        _openFlags = !_disk.IsReadOnly || settings.AlwaysDirect
-            ? FuseOpenFlags.DirectIo | FuseOpenFlags.ParallelDirectWrites
-            : FuseOpenFlags.KeepCache;
+        _isDirect = _isWritable || settings.AlwaysDirect;
+        _cachedVersion = image.Version;
     }
 
     public MountedImage Image => _image;
 
-    public override TimeSpan AttributesValid => _disk.IsReadOnly ? ReadOnlyAttributesValid : TimeSpan.Zero;
+    public SnapshotView? Snapshot => _snapshot;
+
+    public Partition? Partition { get; }
+
+    public override TimeSpan AttributesValid => _isWritable || !_image.StaysOpen ? TimeSpan.Zero : ReadOnlyAttributesValid;
+
+    public long Length => Math.Clamp((_snapshot?.Length ?? _image.Length) - _start, 0, _most);
+
+    /// <summary>Takes whose request this thread has just served, if it was one of a disk.</summary>
+    public static ImageLoad? TakeAsked()
+    {
+        ImageLoad? asked = Asked;
+        if (asked is not null) Asked = null;
+        return asked;
+    }
 
     public override FuseAttributes GetAttributes(ulong handle)
     {
-        HostFileFacts host = _image.HostFile;
+        HostFileFacts host = _image.HostFile ?? default;
+        long length = Length;
+        long blocks = host.Blocks;
+        if (_snapshot is not null || Partition is not null)
+            blocks = Math.Min(blocks, (length / HostFileFacts.BytesPerBlock) + (length % HostFileFacts.BytesPerBlock == 0 ? 0 : 1));
         return new FuseAttributes
         {
             Inode = Number,
-            Mode = FileType.Regular | _settings.FileMode,
+            Mode = FileType.Regular | (_isWritable ? _settings.FileMode : _settings.FileMode & ~WriteBits),
             Links = 1,
             Uid = _settings.Uid,
             Gid = _settings.Gid,
-            Size = _disk.Length,
-            Blocks = host.Blocks,
-            BlockSize = PreferredTransfer(_disk.Info.BlockSize),
+            Size = length,
+            Blocks = blocks,
+            BlockSize = PreferredTransfer(_image.BlockSize),
             AccessTime = host.ModifyTime,
             ModifyTime = host.ModifyTime,
             ChangeTime = host.ModifyTime,
@@ -57,87 +99,133 @@ internal sealed class DiskNode : Node
     public override Errno Open(int flags, out FuseOpenResult result)
     {
         result = default;
-        if (_disk.IsReadOnly && (flags & OpenFlags.AccessMask) != OpenFlags.ReadOnly) return Errno.EROFS;
-        _image.AddOpen();
-        result = new FuseOpenResult { Handle = Handle, Flags = _openFlags };
+        if (IsGone) return Errno.ESTALE; // the kernel looks the name up again
+        if (!_isWritable && (flags & OpenFlags.AccessMask) != OpenFlags.ReadOnly) return Errno.EROFS;
+        _image.AddUse(_snapshot);
+        result = new FuseOpenResult { Handle = Handle, Flags = FlagsOfOpen() };
         return Errno.None;
     }
 
-    public override void Release(ulong handle) => _image.RemoveOpen();
+    public override void Release(ulong handle) => _image.RemoveUse(_snapshot);
 
     public override Errno Read(ulong handle, long offset, Span<byte> destination, out int count)
     {
-        count = (int)Clip(offset, destination.Length);
-        if (count > 0) _disk.Read(offset, destination[..count]);
-        return Errno.None;
+        Asked = _image.Load;
+        int slot = _image.Enter(changes: false, _snapshot, out IDiskImage disk);
+        try
+        {
+            count = (int)Clip(disk, offset, destination.Length);
+            if (count > 0) disk.Read(_start + offset, destination[..count]);
+            return Errno.None;
+        }
+        finally
+        {
+            _image.Exit(slot);
+        }
     }
 
     public override Errno Write(long offset, ReadOnlySpan<byte> source, int openFlags, out int count)
     {
         count = 0;
-        if (_disk.IsReadOnly) return Errno.EBADF;
-        int length = (int)Clip(offset, source.Length);
-        if (length == 0) return source.IsEmpty ? Errno.None : Errno.ENOSPC; // at the end, as a block device
-        _image.MarkChanged();
-        _disk.Write(offset, source[..length]);
-        // With direct I/O the kernel sends no FSYNC for these flags: the reply itself is the promise.
-        if ((openFlags & OpenFlags.DataSync) != 0) _disk.Sync();
-        count = length;
-        return Errno.None;
+        if (!_isWritable) return Errno.EBADF;
+        Asked = _image.Load;
+        int slot = _image.Enter(changes: true, _snapshot, out IDiskImage disk);
+        try
+        {
+            int length = (int)Clip(disk, offset, source.Length);
+            if (length == 0) return source.IsEmpty ? Errno.None : Errno.ENOSPC; // at the end, as a block device
+            _image.MarkChanged();
+            disk.Write(_start + offset, source[..length]);
+            // With direct I/O the kernel sends no FSYNC for these flags: the reply itself is the promise.
+            if ((openFlags & OpenFlags.DataSync) != 0) disk.Sync();
+            count = length;
+            return Errno.None;
+        }
+        finally
+        {
+            _image.Exit(slot);
+        }
     }
 
     public override Errno Sync()
     {
+        if (!_isWritable) return Errno.None;
+        Asked = _image.Load;
         _image.Sync();
         return Errno.None;
     }
 
     public override Errno Allocate(long offset, long length, int mode)
     {
-        if (_disk.IsReadOnly) return Errno.EBADF;
+        if (!_isWritable) return Errno.EBADF;
         if (offset < 0 || length <= 0) return Errno.EINVAL;
         bool keepsSize = (mode & AllocateMode.KeepSize) != 0;
         int action = mode & ~AllocateMode.KeepSize;
         if (action is not (AllocateMode.Reserve or AllocateMode.ZeroRange) && mode != (AllocateMode.PunchHole | AllocateMode.KeepSize))
             return Errno.EOPNOTSUPP; // collapse, insert, unshare: a disk cannot
-        long inside = Clip(offset, length);
-        if (inside < length && !keepsSize) return Errno.ENOSPC; // it would grow the disk
-        if (inside == 0) return Errno.None;
-        _image.MarkChanged();
-        if (action == AllocateMode.PunchHole) _disk.Discard(offset, inside);
-        else if (action == AllocateMode.ZeroRange) _disk.WriteZeroes(offset, inside);
-        else _disk.Reserve(offset, inside);
-        return Errno.None;
+        Asked = _image.Load;
+        int slot = _image.Enter(changes: true, _snapshot, out IDiskImage disk);
+        try
+        {
+            long inside = Clip(disk, offset, length);
+            if (inside < length && !keepsSize) return Errno.ENOSPC; // it would grow the disk
+            if (inside == 0) return Errno.None;
+            _image.MarkChanged();
+            if (action == AllocateMode.PunchHole) disk.Discard(_start + offset, inside);
+            else if (action == AllocateMode.ZeroRange) disk.WriteZeroes(_start + offset, inside);
+            else disk.Reserve(_start + offset, inside);
+            return Errno.None;
+        }
+        finally
+        {
+            _image.Exit(slot);
+        }
     }
 
     public override Errno Seek(ulong handle, long offset, int whence, out long result)
     {
         result = offset;
-        long size = _disk.Length;
         if (whence is not (Whence.Data or Whence.Hole)) return Errno.EINVAL;
-        if (offset < 0 || offset >= size) return Errno.ENXIO;
-        while (result < size)
+        int slot = _image.Enter(changes: false, _snapshot, out IDiskImage disk);
+        try
         {
-            Extent extent = _disk.QueryExtent(result, size - result);
-            bool isData = extent.Kind is ExtentKind.Data or ExtentKind.Compressed;
-            if (isData == (whence == Whence.Data)) return Errno.None;
-            result += extent.Length;
+            long size = Math.Clamp(disk.Length - _start, 0, _most);
+            if (offset < 0 || offset >= size) return Errno.ENXIO;
+            while (result < size)
+            {
+                Extent extent = disk.QueryExtent(_start + result, size - result);
+                bool isData = extent.Kind is ExtentKind.Data or ExtentKind.Compressed;
+                if (isData == (whence == Whence.Data)) return Errno.None;
+                result += extent.Length;
+            }
+            result = size; // the end of the file is a hole, but no data
+            return whence == Whence.Hole ? Errno.None : Errno.ENXIO;
         }
-        result = size; // the end of the file is a hole, but no data
-        return whence == Whence.Hole ? Errno.None : Errno.ENXIO;
+        finally
+        {
+            _image.Exit(slot);
+        }
     }
 
     public override Errno SetSize(ulong handle, long size)
     {
-        if (size == _disk.Length) return Errno.None;
-        if (_disk.IsReadOnly) return Errno.EROFS;
+        if (size == Length) return Errno.None;
+        if (!_isWritable) return Errno.EROFS;
         // What O_TRUNC sends: ignored as on a block device, so that `cp` and `dd` onto the file work.
         return handle == 0 && size == 0 ? Errno.None : Errno.EPERM;
     }
 
-    /// <summary>How many of <paramref name="length"/> bytes from <paramref name="offset"/> on lie inside the disk.</summary>
-    private long Clip(long offset, long length) =>
-        offset < 0 ? 0 : Math.Clamp(_disk.Length - offset, 0, length);
+    // Pages that the kernel kept are the image's as it was when this node was last opened: of use only if nobody else had it since.
+    private FuseOpenFlags FlagsOfOpen()
+    {
+        if (_isDirect) return FuseOpenFlags.DirectIo | FuseOpenFlags.ParallelDirectWrites;
+        ulong version = _image.Version;
+        return Interlocked.Exchange(ref _cachedVersion, version) == version ? FuseOpenFlags.KeepCache : FuseOpenFlags.None;
+    }
+
+    /// <summary>How many of <paramref name="length"/> bytes from <paramref name="offset"/> on lie inside the range.</summary>
+    private long Clip(IDiskImage disk, long offset, long length) =>
+        offset < 0 ? 0 : Math.Clamp(Math.Min(disk.Length - _start, _most) - offset, 0, length);
 
     // st_blksize is what cp and dd take as their buffer: a mapping block avoids copy-on-write, within bounds that make sense.
     private static uint PreferredTransfer(long blockSize) => (uint)Math.Clamp(blockSize, 4096, 1 << 20);

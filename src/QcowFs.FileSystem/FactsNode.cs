@@ -6,7 +6,7 @@ using QcowFs.Native;
 namespace QcowFs.FileSystem;
 
 /// <summary>A read-only file whose content <paramref name="make"/> produces at each open.</summary>
-internal sealed class FactsNode(string name, TreeSettings settings, TimeProvider time, Func<byte[]> make) : Node(name)
+internal sealed class FactsNode(byte[] name, TreeSettings settings, TimeProvider time, Func<byte[]> make) : Node(name)
 {
     private readonly ConcurrentDictionary<ulong, byte[]> _contents = new();
     private ulong _lastHandle;
@@ -39,6 +39,7 @@ internal sealed class FactsNode(string name, TreeSettings settings, TimeProvider
     public override Errno Open(int flags, out FuseOpenResult result)
     {
         result = default;
+        if (IsGone) return Errno.ESTALE;
         if ((flags & OpenFlags.AccessMask) != OpenFlags.ReadOnly) return Errno.EACCES;
         byte[] content = make();
         ulong handle = Interlocked.Increment(ref _lastHandle);

@@ -35,23 +35,77 @@ internal static class ImageFacts
         json.WriteEndArray();
     });
 
+    /// <summary>Counters of all the time that the mount exists; an image may have been closed and opened in between.</summary>
     public static byte[] Statistics(MountedImage image) => Make(json =>
     {
-        ImageStatistics done = image.Disk.Statistics;
+        ImageTotals done = image.Totals(out string? recovery);
         json.WriteStartObject();
+        json.WriteBoolean("open", image.IsOpen);
         json.WriteNumber("opens", image.Opens);
+        WriteOperations(json, image.Load, done);
         json.WriteNumber("bytes-read", done.BytesRead);
         json.WriteNumber("bytes-written", done.BytesWritten);
         json.WriteNumber("bytes-discarded", done.BytesDiscarded);
         json.WriteNumber("bytes-copied", done.BytesCopied);
+        json.WriteNumber("copy-on-write-amplification", Ratio(done.BytesWritten + done.BytesCopied, done.BytesWritten, whenNone: 1));
         json.WriteNumber("blocks-allocated", done.BlocksAllocated);
+        json.WriteNumber("bytes-shared", done.BytesShared);
+        WriteDedup(json, image.Dedup);
         json.WriteNumber("syncs", done.Syncs);
         json.WriteNumber("commits", done.Commits);
-        WriteStream(json, image.Disk.Fill);
-        json.WriteString("recovery", image.Disk.Info.Recovery);
-        json.WriteString("failure", image.Disk.Failure);
+        WriteStream(json, image.Fill);
+        json.WriteString("recovery", recovery);
+        json.WriteString("failure", image.Failure);
         json.WriteEndObject();
     });
+
+    private static void WriteOperations(Utf8JsonWriter json, ImageLoad load, in ImageTotals done)
+    {
+        long[][] histograms = [.. ImageLoad.Kinds.Select(load.Histogram)];
+        long operations = 0;
+        json.WriteStartObject("operations");
+        foreach (LoadKind kind in ImageLoad.Kinds)
+        {
+            long count = histograms[(int)kind].Sum();
+            operations += count;
+            json.WriteNumber(KindName(kind), count);
+        }
+        json.WriteEndObject();
+        // Hits cost nothing and are not counted one by one: they are the requests that needed no read of metadata.
+        long hits = Math.Max(operations - done.MetadataReads, 0);
+        json.WriteStartObject("metadata-cache");
+        json.WriteNumber("misses", done.MetadataReads);
+        json.WriteNumber("hits", hits);
+        json.WriteNumber("hit-ratio", Ratio(hits, operations, whenNone: 1));
+        json.WriteEndObject();
+        json.WriteStartObject("latency");
+        foreach (LoadKind kind in ImageLoad.Kinds)
+        {
+            json.WriteStartArray(KindName(kind));
+            for (int bucket = 0; bucket < ImageLoad.Buckets; bucket++)
+            {
+                if (histograms[(int)kind][bucket] == 0) continue;
+                json.WriteStartObject();
+                if (bucket < ImageLoad.Buckets - 1) json.WriteNumber("below-microseconds", 1L << bucket);
+                else json.WriteNull("below-microseconds");
+                json.WriteNumber("count", histograms[(int)kind][bucket]);
+                json.WriteEndObject();
+            }
+            json.WriteEndArray();
+        }
+        json.WriteEndObject();
+    }
+
+    private static string KindName(LoadKind kind) => kind switch
+    {
+        LoadKind.Read => "read",
+        LoadKind.Write => "write",
+        LoadKind.Discard => "discard",
+        _ => "sync",
+    };
+
+    private static double Ratio(long part, long whole, double whenNone) =>
+        whole == 0 ? whenNone : Math.Round((double)part / whole, 4);
 
     private static void WriteStream(Utf8JsonWriter json, FillProgress? fill)
     {
@@ -72,6 +126,28 @@ internal static class ImageFacts
         json.WriteNumber("position", fill.Position);
         json.WriteNumber("copied", fill.Copied);
         json.WriteNumber("rate", fill.Rate);
+        json.WriteEndObject();
+    }
+
+    private static void WriteDedup(Utf8JsonWriter json, DedupStatistics? done)
+    {
+        if (done is null)
+        {
+            json.WriteNull("dedup");
+            return;
+        }
+        json.WriteStartObject("dedup");
+        json.WriteNumber("hashed", done.Hashed);
+        json.WriteNumber("shared", done.Shared);
+        json.WriteNumber("unchanged", done.Unchanged);
+        json.WriteNumber("stale", done.Stale);
+        json.WriteNumber("busy", done.Busy);
+        json.WriteNumber("full", done.Full);
+        json.WriteNumber("bypassed", done.Bypassed);
+        json.WriteBoolean("bypassing", done.IsBypassing);
+        json.WriteNumber("index-entries", done.IndexEntries());
+        json.WriteNumber("index-memory", done.IndexMemory());
+        json.WriteString("paused", done.Paused());
         json.WriteEndObject();
     }
 

@@ -6,13 +6,15 @@ using QcowFs.Native;
 namespace QcowFs.FileSystem;
 
 /// <summary>A node. Members are called from several channel threads at once.</summary>
-internal abstract class Node(string name)
+internal abstract class Node(byte[] name)
 {
-    /// <summary>Name within the parent directory; empty for the root.</summary>
-    public string Name { get; } = name;
+    private volatile bool _isGone;
 
-    /// <summary>The name as the kernel gives it.</summary>
-    public byte[] NameBytes { get; } = System.Text.Encoding.UTF8.GetBytes(name);
+    /// <summary>Name within the parent directory as the kernel gives it; empty for the root.</summary>
+    public byte[] NameBytes { get; } = name;
+
+    /// <summary>Whether the node has left the tree. What is open stays usable; it is not opened again.</summary>
+    public bool IsGone => _isGone;
 
     /// <summary>Node id and inode number; given by <see cref="NodeTable"/>, never used twice.</summary>
     public ulong Number { get; private set; }
@@ -66,4 +68,6 @@ internal abstract class Node(string name)
     public virtual Errno SetSize(ulong handle, long size) => Errno.EPERM;
 
     internal void Assign(ulong number) => Number = number;
+
+    internal void LeaveTree() => _isGone = true;
 }

@@ -46,6 +46,7 @@ internal sealed class NodeTable
         {
             if (!_slots.TryGetValue(node.Number, out Slot? slot)) return;
             slot.InTree = false;
+            node.LeaveTree();
             DropIfUnused(slot);
         }
     }

@@ -16,4 +16,10 @@ public sealed record TreeSettings
     /// <summary>Whether reads of disks that cannot change also bypass the kernel's page cache (--direct-io=on). Disks that can
     /// change always do: their files are different inodes over the same bytes, and cached pages of one would go stale.</summary>
     public bool AlwaysDirect { get; init; }
+
+    /// <summary>Whether partitions have files.</summary>
+    public bool ShowsPartitions { get; init; } = true;
+
+    /// <summary>Whether internal snapshots have files.</summary>
+    public bool ShowsSnapshots { get; init; } = true;
 }

@@ -9,7 +9,7 @@ using QcowFs.Native;
 namespace QcowFs.Fuse;
 
 internal sealed unsafe class Channel(
-    FuseDevice device, ChannelBuffers buffers, Dispatcher dispatcher, TimeProvider time, ChannelGrowth? growth, Action<Channel> ended)
+    FuseDevice device, ChannelBuffers buffers, Dispatcher dispatcher, FuseSessionOptions options, ChannelGrowth? growth, Action<Channel> ended)
 {
     /// <summary>A request that took longer than this, and than copying its bytes explains, was held up by something.</summary>
     private static readonly TimeSpan UsualTime = TimeSpan.FromMicroseconds(50);
@@ -20,11 +20,12 @@ internal sealed unsafe class Channel(
     private readonly FuseDevice _device = device;
     private readonly ChannelBuffers _buffers = buffers;
     private readonly Dispatcher _dispatcher = dispatcher;
-    private readonly TimeProvider _time = time;
+    private readonly TimeProvider _time = options.Time;
+    private readonly Action<FuseOpcode, TimeSpan>? _counted = options.Served;
     private readonly ChannelGrowth? _growth = growth;
     private readonly Action<Channel> _ended = ended;
-    private readonly long _usualTicks = (long)(UsualTime.TotalSeconds * time.TimestampFrequency);
-    private readonly long _bytesPerTick = Math.Max(SlowestCopyBytesPerSecond / time.TimestampFrequency, 1);
+    private readonly long _usualTicks = (long)(UsualTime.TotalSeconds * options.Time.TimestampFrequency);
+    private readonly long _bytesPerTick = Math.Max(SlowestCopyBytesPerSecond / options.Time.TimestampFrequency, 1);
     private long _served;
     private long _heldUp;
 
@@ -75,15 +76,18 @@ internal sealed unsafe class Channel(
         Slot.Begin(header.Opcode, header.Node, header.Unique, started);
         _growth?.Taken();
         int length = _dispatcher.Serve(request, new Span<byte>(_buffers.Reply, _buffers.ReplyCapacity));
-        if (_growth is { } growth) Handled(growth, started, received + length);
+        if (_growth is not null || _counted is not null) Handled(header.Opcode, started, received + length);
         bool open = length == 0 || Answer(in header, request, length);
         Slot.End();
         return open;
     }
 
-    private void Handled(ChannelGrowth growth, long started, int bytes)
+    private void Handled(FuseOpcode opcode, long started, int bytes)
     {
-        long elapsed = _time.GetTimestamp() - started;
+        long now = _time.GetTimestamp();
+        _counted?.Invoke(opcode, _time.GetElapsedTime(started, now));
+        if (_growth is not { } growth) return;
+        long elapsed = now - started;
         if (elapsed > _usualTicks + (bytes / _bytesPerTick)) Volatile.Write(ref _heldUp, _heldUp + 1);
         Volatile.Write(ref _served, _served + 1);
         growth.Handled();

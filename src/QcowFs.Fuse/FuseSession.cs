@@ -246,7 +246,7 @@ public sealed unsafe class FuseSession : IDisposable
     private void AddChannel()
     {
         var buffers = new ChannelBuffers(_options.MaxPayload, _options.ResidentMemory);
-        var channel = new Channel(NextDevice(), buffers, _dispatcher, _options.Time, _growth, ChannelEnded);
+        var channel = new Channel(NextDevice(), buffers, _dispatcher, _options, _growth, ChannelEnded);
         try
         {
             new Thread(_options.ResidentMemory ? channel.RunResident : channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();

@@ -36,6 +36,10 @@ public sealed record FuseSessionOptions
     /// <summary>Gives the error number for an exception that left the file system. Called on a channel thread.</summary>
     public Func<Exception, Errno> MapException { get; init; } = static _ => Errno.EIO;
 
+    /// <summary>Told of every request that was served, with the time that it took, on the thread that served it and before the answer
+    /// is sent; null: nobody counts. It must be quick.</summary>
+    public Action<FuseOpcode, TimeSpan>? Served { get; init; }
+
     /// <summary>Told of every fault once, on the thread that met it. It must not call back into the mount.</summary>
     public Action<FuseFault>? Report { get; init; }
 }

@@ -18,7 +18,7 @@ public enum FillState
 /// <param name="State">What it is doing.</param>
 /// <param name="Position">Bytes of the disk, from its start on, that the image certainly holds itself.</param>
 /// <param name="Length">Bytes of the disk.</param>
-/// <param name="Copied">Bytes that were missing and have been filled.</param>
+/// <param name="Copied">Bytes read from the backing image for it; its holes cost nothing.</param>
 /// <param name="Rate">Bytes per second that it may copy.</param>
 public sealed record FillProgress(FillState State, long Position, long Length, long Copied, long Rate)
 {

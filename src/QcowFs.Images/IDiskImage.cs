@@ -30,6 +30,9 @@ public interface IDiskImage : IStorage
     /// that a kernel could serve it directly. The handle stays owned by the image.</summary>
     bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file);
 
+    /// <summary>Facts, now, of the host file that holds the guest's data where that is another than the image's own; else null.</summary>
+    FileFacts? DataFile => null;
+
     /// <summary>How far the copying from the backing image has come, or null where none was asked for.</summary>
     FillProgress? Fill => null;
 

@@ -57,7 +57,11 @@ public sealed record ImageFileFacts
 /// <param name="Icount">Instruction count of the guest, or null.</param>
 /// <param name="VirtualSize">Size of the disk at that moment in bytes, or null where the image does not state it.</param>
 public sealed record SnapshotFacts(string Id, string Name, ulong VmStateSize, long DateSeconds, long DateNanoseconds,
-    ulong VmClockNanoseconds, ulong? Icount, long? VirtualSize);
+    ulong VmClockNanoseconds, ulong? Icount, long? VirtualSize)
+{
+    /// <summary>The bytes of <see cref="Name"/> as the image holds them, where it can hold bytes that are not UTF-8.</summary>
+    public ReadOnlyMemory<byte> RawName { get; init; } = System.Text.Encoding.UTF8.GetBytes(Name);
+}
 
 /// <summary>One fact that only a certain format has.</summary>
 /// <param name="Key">Its key in JSON.</param>

@@ -2,7 +2,8 @@
 namespace QcowFs.Images;
 
 /// <summary>Live counters of one open image. Thread-safe; reading is not atomic across members.</summary>
-public sealed class ImageStatistics
+/// <param name="metadataReads">Gives <see cref="MetadataReads"/>; null: the format counts none.</param>
+public sealed class ImageStatistics(Func<long>? metadataReads = null)
 {
     private long _bytesRead;
     private long _bytesWritten;
@@ -11,6 +12,7 @@ public sealed class ImageStatistics
     private long _commits;
     private long _blocksAllocated;
     private long _bytesCopied;
+    private long _bytesShared;
 
     /// <summary>Guest bytes read.</summary>
     public long BytesRead => Interlocked.Read(ref _bytesRead);
@@ -32,6 +34,17 @@ public sealed class ImageStatistics
 
     /// <summary>Bytes copied or zero-filled around partial writes to fill whole blocks.</summary>
     public long BytesCopied => Interlocked.Read(ref _bytesCopied);
+
+    /// <summary>Times that metadata was not in the cache and had to be read from the file.</summary>
+    public long MetadataReads => metadataReads?.Invoke() ?? 0;
+
+    /// <summary>Guest bytes that were not stored because an equal block was there.</summary>
+    public long BytesShared => Interlocked.Read(ref _bytesShared);
+
+    /// <summary>Counters of deduplication, or null where it is off.</summary>
+    public DedupStatistics? Dedup { get; internal set; }
+
+    internal void AddShared(long bytes) => Interlocked.Add(ref _bytesShared, bytes);
 
     internal void AddRead(long bytes) => Interlocked.Add(ref _bytesRead, bytes);
 

@@ -1,5 +1,6 @@
 // What a FUSE server needs of libc: its device, mounting, and receiving a descriptor from the mount program.
 using System.Runtime.InteropServices;
+using System.Runtime.InteropServices.Marshalling;
 
 namespace QcowFs.Native;
 
@@ -57,11 +58,13 @@ public static unsafe partial class Libc
 
     /// <summary>mount(2). <paramref name="data"/> is the file system's own option string.</summary>
     [LibraryImport(LibraryName, EntryPoint = "mount", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int Mount(string source, string target, string type, nuint flags, string data);
+    public static partial int Mount(
+        [MarshalUsing(typeof(HostPathMarshaller))] string source, [MarshalUsing(typeof(HostPathMarshaller))] string target,
+        string type, nuint flags, string data);
 
     /// <summary>umount2(2).</summary>
-    [LibraryImport(LibraryName, EntryPoint = "umount2", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int Unmount(string target, int flags);
+    [LibraryImport(LibraryName, EntryPoint = "umount2", SetLastError = true)]
+    public static partial int Unmount([MarshalUsing(typeof(HostPathMarshaller))] string target, int flags);
 
     /// <summary>socketpair(2); <paramref name="descriptors"/> receives two.</summary>
     [LibraryImport(LibraryName, EntryPoint = "socketpair", SetLastError = true)]

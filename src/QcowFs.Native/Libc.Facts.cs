@@ -1,5 +1,7 @@
 // What a path leads to, without opening its content: facts, and its one true name.
 using System.Globalization;
+using System.Runtime.InteropServices;
+using System.Runtime.InteropServices.Marshalling;
 
 namespace QcowFs.Native;
 
@@ -26,10 +28,22 @@ public static unsafe partial class Libc
         canonical = path;
         int fd = Open(path, O_PATH | O_CLOEXEC, 0);
         if (fd < 0) return LastErrno;
-        string? target = new FileInfo("/proc/self/fd/" + fd.ToString(CultureInfo.InvariantCulture)).LinkTarget;
+        Errno errno = ReadLink("/proc/self/fd/" + fd.ToString(CultureInfo.InvariantCulture), out canonical);
         _ = Close(fd);
-        if (target is null) return Errno.ENOENT;
-        canonical = target;
-        return Errno.None;
+        return errno;
     }
+
+    /// <summary>readlink(2).</summary>
+    public static Errno ReadLink(string path, out string target)
+    {
+        const int longest = 4096;
+        byte* buffer = stackalloc byte[longest];
+        nint length = ReadLinkRaw(path, buffer, longest);
+        Errno errno = length < 0 ? LastErrno : Errno.None;
+        target = length < 0 ? "" : HostText.Decode(new ReadOnlySpan<byte>(buffer, (int)length));
+        return errno;
+    }
+
+    [LibraryImport(LibraryName, EntryPoint = "readlink", SetLastError = true)]
+    private static partial nint ReadLinkRaw([MarshalUsing(typeof(HostPathMarshaller))] string path, byte* buffer, nint size);
 }

@@ -1,5 +1,6 @@
 // Files and block devices: open, positional transfer, space, length, durability, facts, locks.
 using System.Runtime.InteropServices;
+using System.Runtime.InteropServices.Marshalling;
 
 namespace QcowFs.Native;
 
@@ -92,12 +93,12 @@ public static unsafe partial class Libc
     private const int OpenAt2Number = 437;
 
     /// <summary>open(2).</summary>
-    [LibraryImport(LibraryName, EntryPoint = "open", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int Open(string path, int flags, uint mode);
+    [LibraryImport(LibraryName, EntryPoint = "open", SetLastError = true)]
+    public static partial int Open([MarshalUsing(typeof(HostPathMarshaller))] string path, int flags, uint mode);
 
     /// <summary>openat(2).</summary>
-    [LibraryImport(LibraryName, EntryPoint = "openat", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int OpenAt(int directory, string path, int flags, uint mode);
+    [LibraryImport(LibraryName, EntryPoint = "openat", SetLastError = true)]
+    public static partial int OpenAt(int directory, [MarshalUsing(typeof(HostPathMarshaller))] string path, int flags, uint mode);
 
     /// <summary>openat2(2), Linux 5.6: opens under rules for how the path may be resolved.</summary>
     public static int OpenAt2(int directory, string path, int flags, uint mode, ulong resolve)
@@ -105,6 +106,10 @@ public static unsafe partial class Libc
         var how = new OpenHow { Flags = (uint)flags, Mode = mode, Resolve = resolve };
         return (int)SyscallOpenAt2(OpenAt2Number, directory, path, &how, (nuint)sizeof(OpenHow));
     }
+
+    /// <summary>getdents64(2): the next entries of a directory (struct linux_dirent64), 0 at its end.</summary>
+    [LibraryImport(LibraryName, EntryPoint = "getdents64", SetLastError = true)]
+    public static partial nint GetDirectoryEntries(int directory, byte* buffer, nuint length);
 
     /// <summary>close(2). Never repeated: after EINTR the descriptor is gone all the same.</summary>
     [LibraryImport(LibraryName, EntryPoint = "close", SetLastError = true)]
@@ -154,8 +159,9 @@ public static unsafe partial class Libc
     public static partial long Lseek(int fd, long offset, int whence);
 
     /// <summary>statx(2), Linux 4.11.</summary>
-    [LibraryImport(LibraryName, EntryPoint = "statx", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int Statx(int directory, string path, int flags, uint mask, StatxData* result);
+    [LibraryImport(LibraryName, EntryPoint = "statx", SetLastError = true)]
+    public static partial int Statx(
+        int directory, [MarshalUsing(typeof(HostPathMarshaller))] string path, int flags, uint mask, StatxData* result);
 
     /// <summary>fcntl(2) with a lock structure.</summary>
     [LibraryImport(LibraryName, EntryPoint = "fcntl", SetLastError = true)]
@@ -169,8 +175,9 @@ public static unsafe partial class Libc
     [LibraryImport(LibraryName, EntryPoint = "getrandom", SetLastError = true)]
     public static partial nint GetRandom(byte* buffer, nuint length, uint flags);
 
-    [LibraryImport(LibraryName, EntryPoint = "syscall", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    private static partial nint SyscallOpenAt2(nint number, nint directory, string path, OpenHow* how, nuint size);
+    [LibraryImport(LibraryName, EntryPoint = "syscall", SetLastError = true)]
+    private static partial nint SyscallOpenAt2(
+        nint number, nint directory, [MarshalUsing(typeof(HostPathMarshaller))] string path, OpenHow* how, nuint size);
 
     /// <summary>One pread(2) into a span.</summary>
     public static nint Pread(int fd, Span<byte> buffer, long offset)
@@ -198,6 +205,20 @@ public static unsafe partial class Libc
     {
         fixed (StatxData* pointer = &result)
             return Statx(AT_FDCWD, path, 0, mask, pointer);
+    }
+
+    /// <summary>statx(2) of a name in a directory.</summary>
+    public static int Statx(int directory, string name, int flags, out StatxData result)
+    {
+        fixed (StatxData* pointer = &result)
+            return Statx(directory, name, flags, STATX_BASIC_STATS, pointer);
+    }
+
+    /// <summary>getdents64(2) into a span.</summary>
+    public static nint GetDirectoryEntries(int directory, Span<byte> buffer)
+    {
+        fixed (byte* pointer = buffer)
+            return GetDirectoryEntries(directory, pointer, (nuint)buffer.Length);
     }
 
     /// <summary>fcntl(2) with a lock structure.</summary>

@@ -1,6 +1,5 @@
 // Processes: starting one in a session of its own, waiting for it, its standard descriptors.
 using System.Runtime.InteropServices;
-using System.Text;
 
 namespace QcowFs.Native;
 
@@ -118,9 +117,7 @@ public static unsafe partial class Libc
         var vector = (byte**)NativeMemory.AllocZeroed((nuint)texts.Count + 1, (nuint)sizeof(byte*));
         for (int i = 0; i < texts.Count; i++)
         {
-            int length = Encoding.UTF8.GetByteCount(texts[i]);
-            vector[i] = (byte*)NativeMemory.AllocZeroed((nuint)length + 1);
-            Encoding.UTF8.GetBytes(texts[i], new Span<byte>(vector[i], length));
+            vector[i] = HostPathMarshaller.ConvertToUnmanaged(texts[i]);
         }
         return vector;
     }

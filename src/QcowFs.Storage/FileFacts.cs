@@ -1,4 +1,6 @@
 // What the host says about a file, besides its content.
+using QcowFs.Native;
+
 namespace QcowFs.Storage;
 
 /// <summary>Facts about a host file at one moment. Two names lead to the same file when device and inode are equal.</summary>
@@ -22,4 +24,20 @@ public readonly record struct FileFacts(
     bool IsBlockDevice,
     int Mode,
     uint UserId,
-    uint GroupId);
+    uint GroupId)
+{
+    private const int PermissionBits = 0xFFF; // 07777
+
+    /// <summary>What statx(2) told of a regular file.</summary>
+    internal static FileFacts From(in StatxData facts) => new(
+        Device: ((ulong)facts.DeviceMajor << 32) | facts.DeviceMinor,
+        Inode: facts.Inode,
+        Length: (long)facts.Size,
+        AllocatedBytes: (long)facts.Blocks * 512,
+        ModifiedSeconds: facts.ModifiedSeconds,
+        ModifiedNanoseconds: facts.ModifiedNanoseconds,
+        IsBlockDevice: false,
+        Mode: facts.Mode & PermissionBits,
+        UserId: facts.UserId,
+        GroupId: facts.GroupId);
+}

@@ -62,24 +62,18 @@ public sealed class FileStorage : IStorage, IExtentSource
     /// <summary>The open file. It stays owned by the storage.</summary>
     public SafeFileHandle Handle => _handle;
 
+    /// <summary>While set, <see cref="Dispose"/> does nothing: whoever set it takes it back and then ends the file, so that a disk over
+    /// the file can be closed and made anew without the file or its locks being let go.</summary>
+    public bool IsHeld { get; set; }
+
     /// <summary>Whether <see cref="QemuLocks"/> holds locks on the file.</summary>
-    internal bool HoldsLocks { get; set; }
+    public bool HoldsLocks { get; internal set; }
 
     /// <summary>Asks the host about the file.</summary>
     public FileFacts QueryFacts()
     {
         StatxData facts = Stat(Libc.STATX_BASIC_STATS);
-        return new FileFacts(
-            Device: ((ulong)facts.DeviceMajor << 32) | facts.DeviceMinor,
-            Inode: facts.Inode,
-            Length: CurrentLength(facts),
-            AllocatedBytes: (long)facts.Blocks * 512,
-            ModifiedSeconds: facts.ModifiedSeconds,
-            ModifiedNanoseconds: facts.ModifiedNanoseconds,
-            IsBlockDevice: _isBlockDevice,
-            Mode: facts.Mode & ~Libc.S_IFMT,
-            UserId: facts.UserId,
-            GroupId: facts.GroupId);
+        return FileFacts.From(facts) with { Length = CurrentLength(facts), IsBlockDevice = _isBlockDevice };
     }
 
     /// <inheritdoc/>
@@ -222,6 +216,8 @@ public sealed class FileStorage : IStorage, IExtentSource
     /// <summary>Closes the file, which drops its locks. Nothing is synced.</summary>
     public void Dispose()
     {
+        if (IsHeld)
+            return;
         // Closing alone is not enough: a process that was forked at this moment holds the description, and with it the locks, until
         // it executes its program.
         if (HoldsLocks && !_handle.IsClosed)

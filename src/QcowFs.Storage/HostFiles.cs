@@ -34,22 +34,32 @@ public static class HostFiles
     /// <summary>
     /// Opens a file below a directory. No component of <paramref name="relativePath"/> may leave the directory, be it by "..", by a
     /// symbolic link or by an absolute path (EXDEV), at whatever moment someone changes the tree. <paramref name="name"/> is what
-    /// error messages call the file.
+    /// error messages call the file. With <paramref name="noLinks"/> no component may be a symbolic link (ELOOP).
     /// </summary>
     public static FileStorage OpenBeneath(
-        SafeFileHandle directory, string relativePath, string name, StorageAccess access, bool directIo = false)
+        SafeFileHandle directory, string relativePath, string name, StorageAccess access, bool directIo = false, bool noLinks = false)
     {
-        const ulong Rules = Libc.RESOLVE_BENEATH | Libc.RESOLVE_NO_MAGICLINKS;
+        ulong rules = Libc.RESOLVE_BENEATH | Libc.RESOLVE_NO_MAGICLINKS | (noLinks ? Libc.RESOLVE_NO_SYMLINKS : 0);
         uint mode = access == StorageAccess.Create ? CreationMode : 0;
         int fd = -1;
         for (int attempt = 0; attempt < BeneathAttempts; attempt++)
         {
-            fd = Libc.OpenAt2((int)directory.DangerousGetHandle(), relativePath, Flags(access, directIo), mode, Rules);
+            fd = Libc.OpenAt2((int)directory.DangerousGetHandle(), relativePath, Flags(access, directIo), mode, rules);
             if (fd >= 0 || Libc.LastErrno is not (Errno.EAGAIN or Errno.EINTR))
                 break;
         }
         GC.KeepAlive(directory);
         return Own(fd, Libc.LastErrno, name, access, directIo);
+    }
+
+    /// <summary>Opens a file by a path that starts at a directory and may lead anywhere. <paramref name="name"/> is what error messages
+    /// call it.</summary>
+    public static FileStorage OpenAt(SafeFileHandle directory, string relativePath, string name, StorageAccess access, bool directIo)
+    {
+        int fd = Libc.OpenAt((int)directory.DangerousGetHandle(), relativePath, Flags(access, directIo), CreationMode);
+        Errno failure = Libc.LastErrno;
+        GC.KeepAlive(directory);
+        return Own(fd, failure, name, access, directIo);
     }
 
     /// <summary>Opens a directory, to open files beneath it. The caller owns the handle.</summary>
@@ -129,6 +139,19 @@ public static class HostFiles
         }
 
         return fd;
+    }
+
+    /// <summary>Gives a file the permission bits <paramref name="mode"/>.</summary>
+    public static void SetMode(FileStorage file, int mode)
+    {
+        try
+        {
+            File.SetUnixFileMode(file.Handle, (UnixFileMode)(mode & 0x1FF));
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new StorageException(Errno.EACCES, "chmod", file.Name);
+        }
     }
 
     private const uint CreationMode = 0x1b6; // 0666, cut by the umask

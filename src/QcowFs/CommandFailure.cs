@@ -21,3 +21,6 @@ internal sealed class CommandFailure(string subject, string problem, string advi
     public static CommandFailure Usage(string subject, string problem, string advice) =>
         new(subject, problem, advice, QcowFs.ExitCode.WrongUsage);
 }
+
+/// <summary>What a server answered in place of doing what it was asked: its own line.</summary>
+internal sealed class ServerFailure(string line) : Exception(line);

@@ -14,14 +14,14 @@ internal static class ErrorLine
     {
         string line = fault switch
         {
-            CommandFailure or ImageFormatException or ImageInUseException => fault.Message,
+            CommandFailure or ServerFailure or ImageFormatException or ImageInUseException => fault.Message,
             ImageOptionException => $"{fault.Message}; see \"qcowfs create --help\"",
             StorageException storage => $"{storage.Path}: {Problem(storage)}; {Advice(storage)}",
             FuseMountException mount => $"{mount.Path}: {mount.Message}; {mount.Advice}",
             FuseProtocolException => $"/dev/fuse: {fault.Message}; use a kernel with FUSE 7.31 or newer",
             _ => $"internal error: {fault.GetType().Name}: {fault.Message}; please report it",
         };
-        return line.ReplaceLineEndings(" ");
+        return HostText.Show(line.ReplaceLineEndings(" "));
     }
 
     private static string Problem(StorageException fault) =>

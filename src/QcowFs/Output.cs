@@ -1,5 +1,6 @@
 // What commands print, for people and for programs.
 using System.Text.Json;
+using QcowFs.Native;
 
 namespace QcowFs;
 
@@ -11,6 +12,7 @@ internal static class Output
     /// <summary>Text for a terminal: names inside images may hold control characters, which must not reach it.</summary>
     public static string Safe(string text)
     {
+        text = HostText.Show(text);
         foreach (char c in text)
             if (char.IsControl(c)) return string.Concat(text.Select(Escape));
         return text;

@@ -2,6 +2,7 @@
 using QcowFs.CommandLine;
 using QcowFs.Commands;
 using QcowFs.Images;
+using QcowFs.Native;
 using QcowFs.Server;
 using QcowFs.Settings;
 
@@ -12,7 +13,7 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, CommitCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, DedupCommand.Table, CommitCommand.Table,
         ConfigCommand.Table, LoopCommand.Table,
     ];
 
@@ -20,7 +21,7 @@ internal static class Program
     {
         try
         {
-            return Run(words);
+            return Run(GivenWords(words));
         }
         catch (Exception fault) // the one place where everything ends
         {
@@ -34,6 +35,14 @@ internal static class Program
                 _ => ExitCode.Failed,
             };
         }
+    }
+
+    /// <summary>The words with nothing lost: the runtime decodes them as UTF-8, which a file name need not be.</summary>
+    internal static string[] GivenWords(string[] words)
+    {
+        if (!Array.Exists(words, static w => w.Contains('\uFFFD', StringComparison.Ordinal))) return words;
+        string[] all = HostText.Decode(File.ReadAllBytes("/proc/self/cmdline")).Split('\0', StringSplitOptions.None)[..^1];
+        return all[^words.Length..];
     }
 
     private static int Run(ReadOnlySpan<string> words)

@@ -19,8 +19,18 @@ internal static unsafe class LibC
     public static readonly delegate* unmanaged<int, int> DataSync = (delegate* unmanaged<int, int>)Export("fdatasync");
     private static readonly delegate* unmanaged<byte*, int, int, int> OpenCall = (delegate* unmanaged<byte*, int, int, int>)Export("open64");
     private static readonly delegate* unmanaged<int, nuint, void*, int> IoctlCall = (delegate* unmanaged<int, nuint, void*, int>)Export("ioctl");
+    private static readonly delegate* unmanaged<int, void*, int> UsageCall = (delegate* unmanaged<int, void*, int>)Export("getrusage");
     private static readonly delegate* unmanaged<byte*, byte*, byte*, nuint, byte*, int> MountCall =
         (delegate* unmanaged<byte*, byte*, byte*, nuint, byte*, int>)Export("mount");
+
+    /// <summary>Processor time of all children that have ended and been waited for, in seconds.</summary>
+    public static double ChildrenSeconds()
+    {
+        const int Children = -1;
+        long* usage = stackalloc long[18]; // struct rusage begins with two timevals: in user mode, in the kernel
+        _ = Checked(UsageCall(Children, usage), "getrusage");
+        return usage[0] + usage[2] + ((usage[1] + usage[3]) / 1e6);
+    }
 
     public static int Open(string path)
     {

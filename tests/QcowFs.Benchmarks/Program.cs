@@ -48,8 +48,12 @@ internal static class Program
         if (options.ListOnly)
         {
             rows.ForEach(row => Console.WriteLine($"{row.Name,-24} {row.Place,-6} {row.Unit,-5} fio {row.FioArguments}"));
+            MappedDisk.Rows(options).ToList().ForEach(Console.WriteLine);
+            DedupRows.Rows(options).ToList().ForEach(Console.WriteLine);
             return 0;
         }
+
+        bool failed = false;
 
         // A signal ends fio, and the way out of every `finally` ends the servers and removes the files.
         using var cancellation = new CancellationTokenSource();
@@ -63,10 +67,22 @@ internal static class Program
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Cancel);
         using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Cancel);
 
+        if (rows.Count > 0)
+        {
+            failed = RunFio(options, rows, cancellation.Token);
+        }
+
+        new MappedDisk(options, Console.Error, cancellation.Token).Run(Console.Out);
+        new DedupRows(options, Console.Error, cancellation.Token).Run(Console.Out);
+        return failed ? 1 : 0;
+    }
+
+    private static bool RunFio(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
+    {
         IReadOnlyList<Contender> contenders = Contender.Choose(options);
-        var bench = new SideBySide(options, contenders, Console.Error, cancellation.Token);
+        var bench = new SideBySide(options, contenders, Console.Error, cancellation);
         IReadOnlyList<RowResult> results = bench.Run(rows);
         Report.Write(Console.Out, results, contenders, bench.PeakMemory);
-        return bench.HasFailed ? 1 : 0;
+        return bench.HasFailed;
     }
 }

@@ -91,7 +91,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     {
         for (int round = 0; round < options.Rounds; round++)
         {
-            results.ForEach(result => Turn(round, result, contender => contender.IsImage ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
+            results.ForEach(result => Turn(round, result, contender => contender.HasEmptyDisks ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
         }
     }
 
@@ -123,7 +123,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
             if (!double.IsNaN(value))
             {
                 result.Values[contender.Name].Add(value);
-                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-7} {value,12:N1} {result.Workload.Unit}");
+                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-12} {value,12:N1} {result.Workload.Unit}");
             }
         }
     }
@@ -132,21 +132,9 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     {
         string mountPoint = Path.Combine(directory, $"{contender.Name}.mnt");
         File.WriteAllText(mountPoint, "");
-        string file = Path.Combine(directory, $"{contender.Name}.{(contender.IsImage ? "qcow2" : "raw")}");
+        string file = Path.Combine(directory, $"{contender.Name}.{contender.Extension}");
         File.Delete(file);
-        if (content is null)
-        {
-            _ = Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", file, $"{Workload.EmptyDiskSize}"], cancellation);
-        }
-        else if (contender.IsImage)
-        {
-            _ = Command.Run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", content, file], cancellation);
-        }
-        else
-        {
-            File.Copy(content, file);
-        }
-
+        contender.Make(content, file, cancellation);
         return contender.Serve(file, mountPoint);
     }
 
@@ -178,6 +166,11 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         foreach (string image in Directory.GetFiles(directory, "*.qcow2"))
         {
             _ = Command.Run("qemu-img", ["check", "-q", image], cancellation);
+        }
+
+        foreach (string image in Directory.GetFiles(directory, "*.add-cow*").Where(path => Path.GetExtension(path).StartsWith(".add-cow", StringComparison.Ordinal)))
+        {
+            _ = Command.Run(options.QcowFs!, ["check", image], cancellation);
         }
     }
 

@@ -153,7 +153,6 @@ public sealed class BadInputTests
         using Sandbox box = new();
         box.Shell("mkdir m d; mkfifo fifo").Expect();
         Check("gone.qcow2", "no such file or directory; check the path");
-        Check("d", "is a directory; give an image file");
         Check("fifo", "neither a regular file nor a block device; give an image file");
 
         void Check(string source, string message) =>
@@ -198,7 +197,9 @@ public sealed class BadInputTests
             $"qcowfs: {image}: the file is in use by {us}; stop it or unmount it first", box.QcowFs("mount", "-w", image, "n").ExpectError());
         string forWriting = $"qcowfs: {image}: the file is in use for writing by {us}; stop it or unmount it first";
         Assert.Equal(forWriting, box.QcowFs("mount", image, "n").ExpectError());
-        Assert.Equal(forWriting, box.QcowFs("check", image).ExpectError());
+        Assert.Equal(forWriting, box.QcowFs("map", image).ExpectError());
+        Assert.Equal(
+            $"qcowfs: {image}: the file is in use by {us}; stop it or unmount it first", box.QcowFs("check", "--repair", image).ExpectError());
         Assert.Contains("Failed to get", box.Run("qemu-io", "-c", "read 0 1", image).Errors, StringComparison.Ordinal);
         Assert.Contains("Failed to get", box.Run("qemu-img", "check", image).Errors, StringComparison.Ordinal);
         Assert.Contains($"open in:          {us}, for writing", box.QcowFs("info", image).Expect(), StringComparison.Ordinal);

@@ -287,7 +287,8 @@ public sealed class DiskFileTests
         Round(100);
         long before = GC.GetAllocatedBytesForCurrentThread();
         Round(10_000);
-        Assert.Equal(0, GC.GetAllocatedBytesForCurrentThread() - before);
+        // Less than a byte each: a collection that another test brings about counts what is left of this thread's piece of the heap.
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 0, 10_000);
 
         void Round(int count)
         {

@@ -9,11 +9,12 @@ namespace QcowFs.FileSystem.Tests;
 internal sealed class MemoryDisk : IDiskImage
 {
     private readonly byte[] _bytes;
+    private readonly bool _readOnly;
 
     public MemoryDisk(int size, bool readOnly = false, long blockSize = 65536)
     {
         _bytes = new byte[size];
-        IsReadOnly = readOnly;
+        _readOnly = readOnly;
         Info = new ImageInfo { Path = "dir/disk.qcow2", Format = "qcow2", VirtualSize = size, BlockSize = blockSize };
     }
 
@@ -39,7 +40,10 @@ internal sealed class MemoryDisk : IDiskImage
 
     public long Length => _bytes.Length;
 
-    public bool IsReadOnly { get; }
+    /// <summary>Whether the last open was for reading.</summary>
+    public bool OpenedReadOnly { get; set; }
+
+    public bool IsReadOnly => _readOnly || OpenedReadOnly;
 
     public void Read(long offset, Span<byte> destination) =>
         _bytes.AsSpan((int)offset, destination.Length).CopyTo(destination);

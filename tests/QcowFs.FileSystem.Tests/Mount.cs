@@ -1,5 +1,4 @@
 // A file system over one disk in memory, and the few calls that tests make again and again.
-using System.Buffers.Binary;
 using System.Text;
 using QcowFs.Fuse;
 using QcowFs.Native;
@@ -30,7 +29,8 @@ internal sealed class Mount
         Lock = new("qcowfs (process 1)", true),
     };
 
-    public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false)
+    public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false, bool staysOpen = true,
+        TimeSpan? releasePatience = null)
     {
         Disk = disk;
         TreeSettings settings = new()
@@ -40,16 +40,32 @@ internal sealed class Mount
             FileMode = mode ?? (disk.IsReadOnly ? 0x100u : 0x180u),
             AlwaysDirect = alwaysDirect,
         };
-        Image = new MountedImage("disk.qcow2", disk, Facts, () => new HostFileFacts(77, HostTime));
+        Hold = new MemoryHold(disk, Facts, new HostFileFacts(77, HostTime));
+        Image = new MountedImage(
+            new MountedImageOptions
+            {
+                Name = "disk.qcow2",
+                Writable = !disk.IsReadOnly,
+                StaysOpen = staysOpen,
+                Log = Log.Add,
+                ReleasePatience = releasePatience ?? TimeSpan.Zero,
+            },
+            () => Hold);
+        if (!staysOpen)
+            Image.SetShape(new ImageShape("qcow2", disk.Length, 65536, Facts.Snapshots, Partitions.PartitionTable.None), null);
         System = rootIsDisk
             ? DiskFileSystem.ForFile(Image, settings)
-            : DiskFileSystem.ForDirectory(Image, settings, TimeProvider.System);
+            : DiskFileSystem.ForImage(Image, settings, TimeProvider.System, Log.Add);
         Raw = rootIsDisk ? IFuseFileSystem.RootNode : Find("disk.qcow2.raw").Node;
     }
 
     public MemoryDisk Disk { get; }
 
     public MountedImage Image { get; }
+
+    public MemoryHold Hold { get; }
+
+    public List<string> Log { get; } = [];
 
     public DiskFileSystem System { get; }
 
@@ -88,27 +104,5 @@ internal sealed class Mount
     }
 
     /// <summary>Names of a directory, in listing order, read in replies of <paramref name="replySize"/> bytes.</summary>
-    public List<string> List(ulong node, bool plus = false, int replySize = 4096)
-    {
-        List<string> names = [];
-        Assert.Equal(Errno.None, System.OpenDirectory(node, out FuseOpenResult open));
-        byte[] buffer = new byte[replySize];
-        for (long position = 0; ;)
-        {
-            FuseDirectoryWriter writer = new(buffer, plus);
-            Assert.Equal(Errno.None, System.ReadDirectory(node, open.Handle, position, ref writer));
-            if (writer.Length == 0) break;
-            for (ReadOnlySpan<byte> rest = buffer.AsSpan(0, writer.Length); !rest.IsEmpty;)
-            {
-                // struct fuse_dirent: inode, next position, name length, type, name padded to 8; behind fuse_entry_out with plus.
-                ReadOnlySpan<byte> entry = rest[(plus ? 128 : 0)..];
-                position = BinaryPrimitives.ReadInt64LittleEndian(entry[8..]);
-                int length = BinaryPrimitives.ReadInt32LittleEndian(entry[16..]);
-                names.Add(Encoding.UTF8.GetString(entry.Slice(24, length)));
-                rest = entry[((24 + length + 7) & ~7)..];
-            }
-        }
-        System.ReleaseDirectory(node, open.Handle);
-        return names;
-    }
+    public List<string> List(ulong node, bool plus = false, int replySize = 4096) => DirectoryNames.Of(System, node, plus, replySize);
 }

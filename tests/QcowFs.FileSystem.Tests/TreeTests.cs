@@ -20,7 +20,7 @@ public sealed class TreeTests
     public void Directories_list_the_tree_of_the_contract(bool plus, int replySize)
     {
         Mount mount = new(new MemoryDisk(Size));
-        Assert.Equal([".", "..", "disk.qcow2.raw", ".qcowfs"], mount.List(IFuseFileSystem.RootNode, plus, replySize));
+        Assert.Equal([".", "..", "disk.qcow2.raw", "disk.qcow2@before.raw", ".qcowfs"], mount.List(IFuseFileSystem.RootNode, plus, replySize));
         Assert.Equal([".", "..", "disk.qcow2"], mount.List(mount.Find(".qcowfs").Node, plus, replySize));
         Assert.Equal(
             [".", "..", "info.json", "map.json", "stats.json"], mount.List(mount.Find(".qcowfs/disk.qcow2").Node, plus, replySize));
@@ -148,14 +148,14 @@ public sealed class TreeTests
     [Fact]
     public void Info_has_qemus_keys_and_ours()
     {
-        const string expected =
+        string expected =
             """{"filename":"dir/disk.qcow2","format":"qcow2","virtual-size":1048576,"actual-size":39424,"cluster-size":65536,"""
             + """ "backing-filename":"base","full-backing-filename":"dir/base","backing-filename-format":"raw","""
             + """ "snapshots":[{"id":"1","name":"before","vm-state-size":0,"date-sec":1700000000,"date-nsec":5,"vm-clock-sec":1,"""
             + """ "vm-clock-nsec":500000000,"disk-size":1048576}],"""
             + """ "format-specific":{"type":"qcow2","data":{"compat":"1.1","lazy-refcounts":false,"refcount-bits":16,"""
             + """ "bitmaps":[{"flags":["auto"],"name":"b"}]}},"dirty-flag":false,"log":null,"""
-            + """ "lock":{"holder":"qcowfs (process 1)","writes":true}}""";
+            + """ "lock":{"holder":"qcowfs (process """ + Environment.ProcessId + """)","writes":true}}""";
         using JsonDocument wanted = JsonDocument.Parse(expected);
         using JsonDocument found = JsonDocument.Parse(new Mount(new MemoryDisk(Size)).ReadText(".qcowfs/disk.qcow2/info.json"));
         Assert.True(JsonElement.DeepEquals(wanted.RootElement, found.RootElement), found.RootElement.ToString());
@@ -186,8 +186,8 @@ public sealed class TreeTests
     {
         NodeTable table = new();
         TreeSettings settings = new() { Uid = 0, Gid = 0, FileMode = 0x100 };
-        table.Add(new DirectoryNode("", null, settings, default));
-        DirectoryNode node = table.Add(new DirectoryNode("x", null, settings, default));
+        table.Add(new DirectoryNode([], null, settings, default));
+        DirectoryNode node = table.Add(new DirectoryNode("x"u8.ToArray(), null, settings, default));
         Assert.Equal(2ul, node.Number);
         Assert.True(table.TryReference(2));
         Assert.True(table.TryReference(2));
@@ -198,7 +198,7 @@ public sealed class TreeTests
         table.Forget(2, 1);
         Assert.False(table.TryGet(2, out _));
         Assert.False(table.TryReference(2));
-        Assert.Equal(3ul, table.Add(new DirectoryNode("y", null, settings, default)).Number); // numbers are not used again
+        Assert.Equal(3ul, table.Add(new DirectoryNode("y"u8.ToArray(), null, settings, default)).Number); // numbers are not used again
         table.Forget(3, 99); // in the tree: stays, however much is forgotten
         Assert.True(table.TryGet(3, out _));
         table.Remove(table.TryGet(3, out Node? y) ? y : node);
@@ -245,6 +245,7 @@ public sealed class TreeTests
     {
         Assert.Equal(Errno.ENOSPC, ErrorMap.ToErrno(new StorageException(Errno.ENOSPC, "write", "x")));
         Assert.Equal(Errno.ENOSPC, ErrorMap.ToErrno(new StorageException(Errno.EDQUOT, "write", "x")));
+        Assert.Equal(Errno.EBUSY, ErrorMap.ToErrno(new ImageInUseException("x", "qemu", writes: true)));
         Assert.Equal(Errno.EIO, ErrorMap.ToErrno(new StorageException(Errno.EACCES, "write", "x")));
         Assert.Equal(Errno.EIO, ErrorMap.ToErrno(new ImageFormatException("x", "L2 table", 0, "p", "a")));
         Assert.Equal(Errno.EIO, ErrorMap.ToErrno(new InvalidOperationException()));

@@ -1,4 +1,4 @@
-// The session that the README shows is run as it stands there, and must say what it says there; numbers may differ.
+// The sessions that the README shows are run as they stand there, and must say what they say there; numbers may differ.
 using System.Diagnostics;
 using System.Text.RegularExpressions;
 using Xunit;
@@ -17,7 +17,6 @@ public sealed partial class ReadmeSessionTests
         Skip.If(!File.Exists("/dev/fuse"), "there is no /dev/fuse");
         string[] shown = Session(File.ReadAllLines(Repository.Absolute("README.md")));
         Assert.NotEmpty(shown);
-
         Assert.Equal(shown.Select(WithoutNumbers), Run(shown).Select(WithoutNumbers));
     }
 

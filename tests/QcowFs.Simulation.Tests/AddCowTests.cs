@@ -107,6 +107,24 @@ public sealed class AddCowTests(ITestOutputHelper output)
             disk.Calls.Where(call => call.Kind != StorageCalls.Read).Select(call => $"{call.Storage} {call.Kind}"));
     }
 
+    /// <summary>There is no zero state: a hole is made in the image file, and is durable before the bit is.</summary>
+    [Fact]
+    public void A_discard_makes_a_hole_and_syncs_it_before_the_bit()
+    {
+        AddCowCase image = new(12, 40_960, 40_960);
+        SimulatedDisk disk = image.MakeDisk();
+        using CowImage opened = AddCowCase.Open(disk);
+        disk.KeepsCalls = true;
+        opened.Discard(4096, 8192);
+        opened.Sync();
+        Assert.Equal(["image Discard", "image Sync", "overlay Write", "overlay Sync"],
+            disk.Calls.Where(call => call.Kind != StorageCalls.Read).Select(call => $"{call.Storage} {call.Kind}"));
+        byte[] expected = image.Guest;
+        expected.AsSpan(4096, 8192).Clear();
+        image.Judge(disk.Crash(CrashChoice.Nothing), new DiskModel(expected), "after the discard");
+        opened.Close();
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]

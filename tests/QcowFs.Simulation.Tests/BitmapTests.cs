@@ -244,6 +244,83 @@ public sealed class BitmapTests
         Assert.True(table.AsSpan().SequenceEqual(prepared.File.AsSpan((int)header.RefcountTableOffset, 512)), "the refcount table was overwritten");
     }
 
+    /// <summary>As in QEMU bits stay where they are, and new ones are clear.</summary>
+    [Theory]
+    [InlineData("cluster_size=512", 70_144, 40_448)]
+    [InlineData("cluster_size=512", 2_200_064, 70_144)]
+    [InlineData("cluster_size=512", 2_200_064, 5_000_192)]
+    [InlineData("cluster_size=4096", 70_144, 170_496)]
+    public void A_resized_disk_keeps_its_bits(string options, int before, int after)
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(new Geometry(options, before, InitialContent.Bitmaps));
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        using (CowImage image = SimulatedImages.Open(disk, prepared))
+        {
+            image.Discard(0, before & -4096); // whole entries of ones, and the bits before the end
+            image.Close();
+        }
+
+        Dictionary<string, HashSet<long>> expected = SetGranules(disk);
+        foreach (Qcow2Bitmap bitmap in Bitmaps(disk))
+            expected[bitmap.NameText].RemoveWhere(bit => bit << bitmap.GranularityBits >= after);
+        ResizeTests.Resize(disk, prepared, after);
+        AssertSame(expected, SetGranules(disk), $"{before} to {after}");
+        Assert.DoesNotContain(Bitmaps(disk), b => b.Flags.HasFlag(BitmapFlags.InUse));
+        Assert.Equal(0, Check(disk).ExitCode);
+        AssertQemuReads(disk, expected, new Geometry(options, after, InitialContent.Bitmaps));
+        ResizeTests.Resize(disk, prepared, before);
+        AssertSame(expected, SetGranules(disk), "and back");
+        Assert.Equal(0, Check(disk).ExitCode);
+    }
+
+    [Theory]
+    [InlineData(2_200_064, 70_144)]
+    [InlineData(70_144, 2_200_064)]
+    public void A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(int before, int after)
+    {
+        Geometry geometry = new("cluster_size=512", before, InitialContent.Bitmaps);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk start = SimulatedImages.DiskOf(prepared);
+        Dictionary<string, HashSet<long>> old = SetGranules(start);
+        SimulatedDisk whole = start.Crash(CrashChoice.Everything);
+        ResizeTests.Resize(whole, prepared, after);
+        Dictionary<string, HashSet<long>> done = SetGranules(whole);
+        for (long instant = start.Clock + 1; instant <= whole.Clock; instant++)
+        {
+            SimulatedDisk disk = start.Crash(CrashChoice.Everything);
+            disk.CrashAt(instant);
+            Assert.Throws<SimulatedCrashException>(() => ResizeTests.Resize(disk, prepared, after));
+            foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(8, (ulong)instant))
+            {
+                CheckReport report = Check(survivor);
+                Assert.True(report.Corruptions + report.CheckErrors == 0, $"instant {instant} {choice}: {string.Join("; ", report.Findings.Select(f => f.Message))}");
+                bool isOld = Qcow2HeaderReader.Read(survivor.Open("image")).VirtualSize == before;
+                Dictionary<string, HashSet<long>> found = SetGranules(survivor);
+                foreach (Qcow2Bitmap bitmap in Bitmaps(survivor).Where(b => !b.Flags.HasFlag(BitmapFlags.InUse)))
+                    Assert.True(found[bitmap.NameText].SetEquals((isOld ? old : done)[bitmap.NameText]), $"instant {instant} {choice}: {bitmap.NameText}");
+            }
+        }
+    }
+
+    /// <summary>As in QEMU: their bits are about the disk as it is.</summary>
+    [Fact]
+    public void A_snapshot_is_not_applied_over_them()
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(Small);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        Dictionary<string, HashSet<long>> before = SetGranules(disk);
+        new Qcow2SnapshotEdit(Qcow2HeaderReader.Read(disk.Open("image")), disk.Open("image")).Create("one", DateTimeOffset.UnixEpoch);
+        AssertSame(before, SetGranules(disk), "created");
+        byte[] image = disk.Content("image");
+        Assert.Equal(
+            "image: snapshot table: the image has 3 persistent bitmaps, which record changes of the disk as it is; remove them first (qemu-img bitmap --remove)",
+            Assert.Throws<ImageFormatException>(() => new Qcow2SnapshotEdit(Qcow2HeaderReader.Read(disk.Open("image")), disk.Open("image")).Apply("one")).Message);
+        Assert.Equal(image, disk.Content("image"));
+        new Qcow2SnapshotEdit(Qcow2HeaderReader.Read(disk.Open("image")), disk.Open("image")).Delete("one");
+        AssertSame(before, SetGranules(disk), "deleted");
+        Assert.Equal(0, Check(disk).ExitCode);
+    }
+
     private static byte[] Session(SimulatedDisk disk, PreparedImage prepared, DiskModel model, Geometry geometry, ulong seed)
     {
         using CowImage image = SimulatedImages.Open(disk, prepared);

@@ -1,5 +1,6 @@
 // The n-th call fails, for every n: with a full host nothing is lost and everything goes on when space is free again; with any other
 // error of a write or sync the image takes no more changes, says why, and what is on disk is as after a crash (I7).
+using System.Buffers.Binary;
 using QcowFs.Images;
 using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
@@ -157,31 +158,95 @@ public sealed class FaultTests
     [Fact]
     public void An_interrupted_give_up_lowers_no_count_twice()
     {
-        Geometry geometry = new("cluster_size=512", 400_384, InitialContent.Snapshot);
-        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        int commits = 0;
         bool struck = true;
         for (int n = 1; struck; n++)
         {
-            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
-            DiskModel model = new(prepared.Guest);
-            using (CowImage image = SimulatedImages.Open(disk, prepared, cacheSize: 1 << 18))
-            {
-                // Most clusters are the image's own, so that there is something to punch, also across pages of counts.
-                image.Write(0, prepared.Guest.AsSpan(0, 600 * 512));
-                image.Sync();
+            struck = GiveUp(StorageCalls.Read, Errno.EIO, n, $"read {n}", out bool failed);
+            commits += failed ? 1 : 0;
+        }
+
+        Assert.True(commits > 2, "no commit was interrupted");
+    }
+
+    /// <summary>When counts are lowered everything is durable: a host that cannot punch fails no sync, and what was not punched is not
+    /// taken for zeros.</summary>
+    [Fact]
+    public void A_host_that_cannot_punch_fails_no_sync()
+    {
+        bool struck = true;
+        for (int n = 1; struck; n++)
+        {
+            struck = GiveUp(StorageCalls.Discard, Errno.ENOSPC, n, $"discard {n}", out bool failed);
+            Assert.False(failed, $"discard {n}: the sync failed");
+            Assert.True(struck || n > 1, "nothing was punched");
+        }
+    }
+
+    // Gives most of a disk up while the n-th call fails; then writes parts of new clusters where it was.
+    private static bool GiveUp(StorageCalls kind, Errno error, int n, string where, out bool failed)
+    {
+        Geometry geometry = new("cluster_size=512", 400_384, InitialContent.Snapshot);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        DiskModel model = new(prepared.Guest);
+        bool struck;
+        using (CowImage image = SimulatedImages.Open(disk, prepared, cacheSize: kind == StorageCalls.Read ? 512 : 1 << 18))
+        {
+            // Most clusters are the image's own, so that there is something to punch; the others are the snapshot's too.
+            image.Write(0, prepared.Guest.AsSpan(0, 600 * 512));
+            image.Sync();
+            if (kind == StorageCalls.Discard)
                 image.Discard(0, geometry.Size);
-                disk.Fail(StorageCalls.Discard, Errno.ENOSPC, n);
-                struck = Record.Exception(image.Sync) is not null;
-                disk.ClearFaults();
-                image.Sync();
-                Assert.Null(image.Failure);
-                model.Zero(0, geometry.Size);
-                image.Close();
+            long before = disk.Count(kind);
+            disk.Fail(kind, error, n);
+            Exception? caught = Record.Exception(() => image.Discard(0, geometry.Size)) ?? Record.Exception(image.Sync);
+            failed = caught?.StackTrace?.Contains("GiveUp", StringComparison.Ordinal) == true;
+            struck = disk.Count(kind) - before >= n;
+            disk.ClearFaults();
+            image.Discard(0, geometry.Size);
+            image.Sync();
+            Assert.Null(image.Failure);
+            model.Zero(0, geometry.Size);
+            for (int at = 100; at + 3 < geometry.Size; at += 2048)
+            {
+                model.Write(at, [1, 2, 3]);
+                image.Write(at, [1, 2, 3]);
             }
 
-            JudgeClean(disk, model, prepared, $"discard {n}");
-            Assert.True(struck || n > 1, "nothing was interrupted");
+            model.CheckLive(image);
+            image.Close();
         }
+
+        JudgeClean(disk, model, prepared, where);
+        return struck;
+    }
+
+    /// <summary>A5: an image that counts less than it holds keeps its end when it is closed, although its last clusters look free.</summary>
+    [Fact]
+    public void Closing_cuts_nothing_off_that_only_looks_free()
+    {
+        const int cluster = 4096;
+        Geometry geometry = new("cluster_size=4096", 401_408, InitialContent.Full);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        byte[] bytes = (byte[])prepared.File.Clone();
+        Qcow2Header header = Qcow2HeaderReader.Parse(bytes, "image");
+        int last = bytes.Length / cluster - 1;
+        int block = (int)BinaryPrimitives.ReadInt64BigEndian(bytes.AsSpan((int)header.RefcountTableOffset));
+        bytes.AsSpan(block + ((last - 19) * 2), 20 * 2).Clear();
+        SimulatedDisk disk = new();
+        disk.Create("image", bytes);
+        using (CowImage image = SimulatedImages.Open(disk, prepared))
+        {
+            // The first new cluster takes one of them, which nothing can prevent; the others are seen to be free.
+            image.Discard(0, cluster);
+            image.Write(0, [1]);
+            image.Close();
+        }
+
+        byte[] after = disk.DurableContent("image");
+        Assert.True(after.Length >= bytes.Length, $"{bytes.Length - after.Length} bytes were cut off");
+        Assert.True(after.AsSpan(bytes.Length - (18 * cluster), 18 * cluster).SequenceEqual(bytes.AsSpan(bytes.Length - (18 * cluster))));
     }
 
     /// <summary>Does an operation until it succeeds; a planned fault strikes a few times only.</summary>

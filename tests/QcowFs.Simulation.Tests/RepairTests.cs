@@ -28,7 +28,7 @@ public sealed class RepairTests
             }
 
             cases.Add("counts", InitialContent.Snapshot, RepairMode.Leaks);
-
+            cases.Add("incomplete snapshot", InitialContent.Snapshot, RepairMode.All);
             return cases;
         }
     }
@@ -112,6 +112,14 @@ public sealed class RepairTests
             BinaryPrimitives.WriteInt64BigEndian(table[16..], bytes.Length + 1024);
         if (damage == "block twice")
             table[..8].CopyTo(table[16..]);
+        if (damage == "incomplete snapshot")
+        {
+            // The extra data becomes the end of the name.
+            Span<byte> entry = bytes.AsSpan((int)header.SnapshotsOffset);
+            BinaryPrimitives.WriteUInt16BigEndian(entry[14..], (ushort)(BinaryPrimitives.ReadUInt16BigEndian(entry[14..]) + entry[39]));
+            entry[39] = 0;
+        }
+
         if (damage == "blind")
             bytes[(int)header.L1Offset + 8 + 3] |= 0x80;
         if (header.Version >= 3)
@@ -161,6 +169,7 @@ public sealed class RepairTests
         private readonly CheckReport _found;
         private readonly CheckReport _repaired;
         private readonly long _end;
+        private int _number;
 
         public Trial(SimulatedDisk damaged, PreparedImage prepared, RepairMode mode, string where)
         {
@@ -198,12 +207,33 @@ public sealed class RepairTests
             Assert.True(Count(report, "refcount-too-low") <= Count(_found, "refcount-too-low"), $"{where}: more counts are too low");
 
             // A count that was too low and became right shows a flag that was wrong all the time.
-            string[] kinds = [.. _found.Findings.Select(f => f.Kind), "copied-wrong", "copied-missing"];
+            // A new snapshot table is a leak until the header names it.
+            string[] kinds = [.. _found.Findings.Select(f => f.Kind), "copied-wrong", "copied-missing", "leak"];
             Assert.Empty(report.Findings.Select(f => f.Kind).Except(kinds));
 
             SimulatedDisk again = survivor.Kill();
             Assert.True(Repair(again).ExitCode == _repaired.ExitCode, $"{where}: a second repair ends elsewhere");
             JudgeEnd(again, where);
+            if (_number++ % 10 == 0)
+                CrashAgain(survivor, again.Clock, where);
+        }
+
+        // A crash inside the repair of what a crash inside a repair left.
+        private void CrashAgain(SimulatedDisk survivor, long end, string where)
+        {
+            for (long at = survivor.Clock + 1; at <= end; at += 1 + (_number % 4))
+            {
+                SimulatedDisk disk = survivor.Kill();
+                disk.CrashAt(at);
+                Assert.Throws<SimulatedCrashException>(() => Repair(disk));
+                foreach ((CrashChoice choice, SimulatedDisk last) in disk.EnumerateCrashes(4, (ulong)at))
+                {
+                    SimulatedDisk third = last.Kill();
+                    string there = $"{where}, then crash at {at - survivor.Clock}, {choice}";
+                    Assert.True(Repair(third).ExitCode == _repaired.ExitCode, $"{there}: a third repair ends elsewhere");
+                    JudgeEnd(third, there);
+                }
+            }
         }
 
         private void JudgeEnd(SimulatedDisk disk, string where)

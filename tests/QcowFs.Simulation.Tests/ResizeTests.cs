@@ -22,6 +22,11 @@ public sealed class ResizeTests
         { new Geometry("cluster_size=16384,extended_l2=on", 200_192, InitialContent.Snapshot), 300_032 },
         { new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 140_288 },
         { new Geometry("cluster_size=512", 70_144, InitialContent.Backing), 30_208 },
+        { new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 40_448 },
+        { new Geometry("cluster_size=16384,extended_l2=on", 200_192, InitialContent.Snapshot), 40_960 },
+        { new Geometry("cluster_size=512,compat=0.10", 70_144, InitialContent.Snapshot), 80_384 },
+        { new Geometry("cluster_size=512", 40_448, InitialContent.ExternalData), 20_480 },
+        { new Geometry("cluster_size=512,data_file_raw=on", 40_448, InitialContent.ExternalData), 90_112 },
     };
 
     [Theory]
@@ -91,9 +96,6 @@ public sealed class ResizeTests
     }
 
     [Theory]
-    [InlineData("cluster_size=512", InitialContent.Snapshot, 30_208, "an image that has snapshots cannot be shrunk; delete the snapshots first")]
-    [InlineData("cluster_size=512,compat=0.10", InitialContent.Snapshot, 80_384, "an image of version 2 that has snapshots cannot be resized; delete the snapshots first")]
-    [InlineData("cluster_size=512", InitialContent.ExternalData, 80_384, "the data is in an external file, which is not resized here; use qemu-img resize")]
     [InlineData("cluster_size=512", InitialContent.Full, 30_000, "a qcow2 disk cannot have 30000 bytes; give a multiple of 512")]
     [InlineData("cluster_size=512", InitialContent.Full, 1L << 40, "1099511627776 bytes are more than clusters of 512 bytes can map; convert the image to one with larger clusters")]
     public void Refused_before_anything_changes(string options, InitialContent content, long size, string message)
@@ -103,6 +105,65 @@ public sealed class ResizeTests
         ImageFormatException refused = Assert.Throws<ImageFormatException>(() => Resize(disk, image, size));
         Assert.Equal($"image: size: {message}", refused.Message);
         Assert.True(disk.Content("image").AsSpan().SequenceEqual(image.File));
+    }
+
+    /// <summary>An entry of an old image may not state the size of its disk, which is then that of the active one.</summary>
+    [Fact]
+    public void A_snapshot_whose_size_would_change_too_is_in_the_way()
+    {
+        PreparedImage image = SimulatedImages.Prepare(new Geometry("cluster_size=512,compat=0.10", 70_144, InitialContent.Snapshot));
+        SimulatedDisk disk = SimulatedImages.DiskOf(image);
+        DropSnapshotSize(disk, "image");
+        Assert.Equal(
+            "image: size: snapshot \"before\" does not state its own size, so it would change with the disk's; delete the snapshot first",
+            Assert.Throws<ImageFormatException>(() => Resize(disk, image, 80_384)).Message);
+    }
+
+    internal static void DropSnapshotSize(SimulatedDisk disk, string name)
+    {
+        using SimulatedStorage file = disk.Open(name);
+        Qcow2Snapshot snapshot = Qcow2SnapshotTable.Read(Qcow2HeaderReader.Read(file), file).Snapshots[0];
+        byte[] entry = new byte[snapshot.SizeOnDisk];
+        (snapshot with { Extra = [] }).WriteTo(entry);
+        file.Write(snapshot.Offset, entry);
+        file.Sync();
+    }
+
+    /// <summary>A smaller disk needs a smaller L1 table, whose rest is given back.</summary>
+    [Fact]
+    public void Shrinking_gives_L1_space_back()
+    {
+        PreparedImage image = SimulatedImages.Prepare(new Geometry("cluster_size=512", 5_000_192, InitialContent.Full));
+        SimulatedDisk disk = SimulatedImages.DiskOf(image);
+        Assert.Equal(153, Qcow2HeaderReader.Read(disk.Open("image")).L1Size); // three clusters
+        Resize(disk, image, 40_448);
+        Assert.Equal(2, Qcow2HeaderReader.Read(disk.Open("image")).L1Size);
+        EditRun.Judge(disk, image, [new ImageContent(Resized(image.Guest, 40_448))], "shrunk");
+        Assert.Equal(0, Qcow2Checker.Check(disk.Open("image")).ExitCode);
+        Resize(disk, image, 5_000_192);
+        EditRun.Judge(disk, image, [new ImageContent(Resized(Resized(image.Guest, 40_448), 5_000_192))], "grown again");
+        SimulatedImages.JudgeByQemu(disk, image, Resized(Resized(image.Guest, 40_448), 5_000_192), "grown again");
+    }
+
+    /// <summary>The data file ends with the disk, and what it held past the old end does not come up.</summary>
+    [Theory]
+    [InlineData("cluster_size=4096")]
+    [InlineData("cluster_size=4096,data_file_raw=on")]
+    public void An_external_data_file_is_resized_too(string options)
+    {
+        PreparedImage image = SimulatedImages.Prepare(new Geometry(options, 40_448, InitialContent.ExternalData));
+        SimulatedDisk disk = SimulatedImages.DiskOf(image);
+        byte[] bytes = new byte[40_448];
+        bytes.AsSpan().Fill(9);
+        EditRun.Write(disk, image, new ImageContent(bytes), 0, bytes);
+        using (SimulatedStorage data = disk.Open("data"))
+            data.Write(40_448, bytes.AsSpan(0, 5000));
+        Resize(disk, image, 60_416);
+        Assert.True(disk.Content("data").AsSpan(0, 60_416).SequenceEqual(Resized(bytes, 60_416)));
+        EditRun.Judge(disk, image, [new ImageContent(Resized(bytes, 60_416))], "grown");
+        Resize(disk, image, 20_480);
+        Assert.Equal(20_480, disk.Content("data").Length);
+        SimulatedImages.JudgeByQemu(disk, image, Resized(bytes, 20_480), options);
     }
 
     internal static byte[] Resized(byte[] content, int size)
@@ -116,6 +177,7 @@ public sealed class ResizeTests
     {
         using SimulatedStorage file = disk.Open("image", readOnly: false);
         IDiskImage? backing = image.Backing is null ? null : SimulatedImages.OpenBacking(image.Backing);
-        Qcow2Resize.Run(Qcow2HeaderReader.Read(file), file, backing, size);
+        using SimulatedStorage? data = image.Data is null ? null : disk.Open("data");
+        Qcow2Resize.Run(Qcow2HeaderReader.Read(file), file, data, backing, size);
     }
 }

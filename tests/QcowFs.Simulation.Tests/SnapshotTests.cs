@@ -1,6 +1,8 @@
 // Making, deleting and applying internal snapshots: content and consistency of the active disk and of every snapshot afterwards, and
 // after a crash at any instant; against a model in long random sequences, and against QEMU in both directions.
+using System.Buffers.Binary;
 using QcowFs.Images;
+using QcowFs.Images.Engine;
 using QcowFs.Images.Qcow2;
 using QcowFs.Testing;
 using Xunit;
@@ -108,6 +110,91 @@ public sealed class SnapshotTests(ITestOutputHelper output)
         byte[] before = disk.Content("image");
         Assert.EndsWith(message, Assert.Throws<ImageFormatException>(() => Edit(disk, e => e.Create("last", Time))).Message, StringComparison.Ordinal);
         Assert.True(disk.Content("image").AsSpan().SequenceEqual(before));
+    }
+
+    /// <summary>A snapshot of a running machine: its state lies behind the disk in the L1 table. Others' edits keep it byte for byte,
+    /// applying it brings it along, deleting it gives all of it back.</summary>
+    [Theory]
+    [InlineData("cluster_size=512")]
+    [InlineData("cluster_size=16384,extended_l2=on")]
+    public void The_state_of_a_machine_is_kept(string options)
+    {
+        PreparedImage image = SimulatedImages.Prepare(new Geometry(options, 40_448, InitialContent.Full));
+        SimulatedDisk disk = SimulatedImages.DiskOf(image);
+        byte[] state = Bytes(9, 20_000);
+        long stateAt = AddMachineState(disk, image, state, "running");
+        ImageContent content = With(EditRun.Read(disk, image), "running", image.Guest);
+        Assert.Equal(state, ReadMachineState(disk, "running", stateAt, state.Length));
+        content = EditRun.Write(disk, image, content, 700, Bytes(1, 20_000));
+        Edit(disk, e => e.Create("other", Time));
+        content = With(content, "other", content.Active);
+        Edit(disk, e => e.Apply("running"));
+        content = content with { Active = content.Snapshots["running"] };
+        content = EditRun.Write(disk, image, content, 9_000, Bytes(2, 9_000));
+        Edit(disk, e => e.Apply("other"));
+        Edit(disk, e => e.Delete("other"));
+        content = Without(content with { Active = content.Snapshots["other"] }, "other");
+        EditRun.Judge(disk, image, [content], options);
+        Assert.Equal(state, ReadMachineState(disk, "running", stateAt, state.Length));
+        Qcow2Snapshot snapshot = Assert.Single(Qcow2SnapshotTable.Read(Header(disk), disk.Open("image")).Snapshots);
+        Assert.Equal((ulong)state.Length, snapshot.VmStateSize);
+        using (TempDirectory folder = new())
+        {
+            File.WriteAllBytes(folder["image"], disk.Content("image"));
+            Assert.Contains("19.5 KiB", SimulatedImages.Run("qemu-img", "snapshot", "-l", folder["image"]), StringComparison.Ordinal);
+            SimulatedImages.Run("qemu-img", "check", "-q", folder["image"]);
+        }
+
+        EditRun.CrashEverywhere(disk, image, Without(content, "running"), d => Edit(d, e => e.Delete("running")), choices: 4, options);
+    }
+
+    // As QEMU lays it out: written behind the disk, then a snapshot of all of it, then gone from the active disk.
+    private static long AddMachineState(SimulatedDisk disk, PreparedImage image, byte[] state, string name)
+    {
+        long size = Header(disk).VirtualSize;
+        long stateAt = Header(disk).L2Coverage * Header(disk).L1EntriesFor(size);
+        long whole = stateAt + ((state.Length + 511) & -512);
+        ResizeTests.Resize(disk, image, whole);
+        using (CowImage opened = SimulatedImages.Open(disk, image))
+        {
+            opened.Write(stateAt, state);
+            opened.Close();
+        }
+
+        SetVirtualSize(disk, size);
+        Edit(disk, e => e.Create(name, Time));
+        Qcow2Snapshot snapshot = Qcow2SnapshotTable.Read(Header(disk), disk.Open("image")).Snapshots[0];
+        byte[] extra = [.. snapshot.Extra];
+        BinaryPrimitives.WriteInt64BigEndian(extra, state.Length);
+        byte[] entry = new byte[snapshot.SizeOnDisk];
+        (snapshot with { Extra = extra, VmStateSize = (ulong)state.Length }).WriteTo(entry);
+        disk.Open("image").Write(snapshot.Offset, entry);
+        SetVirtualSize(disk, whole);
+        using (CowImage opened = SimulatedImages.Open(disk, image))
+        {
+            opened.Discard(stateAt, whole - stateAt);
+            opened.Close();
+        }
+
+        SetVirtualSize(disk, size);
+        return stateAt;
+    }
+
+    private static void SetVirtualSize(SimulatedDisk disk, long size)
+    {
+        using SimulatedStorage file = disk.Open("image");
+        Qcow2HeaderSector.Change(file, sector => sector.SetVirtualSize(size));
+    }
+
+    // As QEMU reads it: behind the disk's end in the snapshot's L1 table.
+    private static byte[] ReadMachineState(SimulatedDisk disk, string name, long stateAt, int length)
+    {
+        Qcow2Header header = Qcow2SnapshotTable.Read(Header(disk), disk.Open("image")).HeaderAt(Header(disk), disk.Open("image"), name);
+        byte[] state = new byte[length];
+        using IDiskImage opened = Qcow2Image.Open(new Qcow2Parts(
+            header with { VirtualSize = stateAt + length }, disk.Open("image", readOnly: true), null, null, new OpenOptions()));
+        opened.Read(stateAt, state);
+        return state;
     }
 
     [Theory]

@@ -53,6 +53,13 @@ public sealed class MountSettingsTests
         Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);
     }
 
+    [Theory]
+    [InlineData(null, "-w")]
+    [InlineData(64L << 20, "-w", "--stream")]
+    [InlineData(10L << 20, "-w", "--stream=10M")]
+    [InlineData(3L << 20, "-o", "writable,stream=3M")]
+    public void Streaming_has_a_rate(long? rate, params string[] words) => Assert.Equal(rate, Read(words).Open.StreamRate);
+
     [Fact]
     public void An_overlay_is_writable_and_its_image_is_not()
     {
@@ -68,13 +75,16 @@ public sealed class MountSettingsTests
 
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
+    [InlineData("--stream: needs --writable; give -w too", "--stream")]
+    [InlineData("--stream: 1024 bytes a second are too few; give at least 64k", "-w", "--stream=1k")]
+    [InlineData("--stream: \"much\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--stream=much")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
     [InlineData("--overlay: contradicts --writable; give one of them: the image is written, or it stays as it is", "-w", "--overlay")]
     [InlineData("--overlay: names no file; give --overlay=FILE, or --overlay for a temporary one", "--overlay=")]
     [InlineData("-o ro: contradicts --overlay; give one of them", "-o", "ro,overlay")]
     [InlineData("--snapshot: contradicts --overlay=FILE; give --overlay without a file", "--overlay=x", "--snapshot=s")]
     [InlineData("--direct-io: off is not possible with --overlay; leave it out: cached pages would go stale", "--overlay", "--direct-io=off")]
-    [InlineData("--format: \"vmdk\" is not one of its values; use add-cow, qcow2, raw, vhdx", "-f", "vmdk")]
+    [InlineData("--format: \"vmdk\" is not one of its values; use raw, qcow2, add-cow, vhdx", "-f", "vmdk")]
     [InlineData("--allow-references: \"some\" is not one of its values; use none, dir, all", "--allow-references=some")]
     [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
     [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]

@@ -1,4 +1,4 @@
-// Facts about an add-cow image for `info`. The disk's size is the image file's, which `info` does not open: it is told its length.
+// Facts about an add-cow image for `info`. The disk's size is the image file's, which `info` does not open: it is told the size.
 using QcowFs.Storage;
 
 namespace QcowFs.Images.AddCow;
@@ -6,9 +6,8 @@ namespace QcowFs.Images.AddCow;
 internal static class AddCowDescription
 {
     /// <summary>Reads the bitmap too. Faults: <see cref="StorageException"/>.</summary>
-    public static ImageFileFacts Of(AddCowHeader header, IStorage file, long? imageLength)
+    public static ImageFileFacts Of(AddCowHeader header, IStorage file, long? size)
     {
-        long? size = header.ImageFormat == "raw" ? imageLength : null;
         List<FormatFact> facts =
         [
             new("layout", header.Layout == AddCowLayout.Final ? "final" : "march-2012"),

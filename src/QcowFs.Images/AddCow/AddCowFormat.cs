@@ -28,7 +28,7 @@ internal sealed class AddCowFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References { get; } = ReferencesOf(header);
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
@@ -40,13 +40,11 @@ internal sealed class AddCowFormat : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             AddCowImage.Open(new AddCowParts(header, file, dataFile!, backing, options));
 
-        public void Resize(long size, IDiskImage? backing) => Invariant.Require(false, "an add-cow image is resized with its image file");
-
         public void Resize(long size, IStorage? dataFile, IDiskImage? backing) => AddCowResize.Run(header, file, dataFile!, backing, size);
 
         public ImageFileFacts Describe() => AddCowDescription.Of(header, file, null);
 
-        public ImageFileFacts Describe(long? dataLength) => AddCowDescription.Of(header, file, dataLength);
+        public ImageFileFacts Describe(long? dataSize) => AddCowDescription.Of(header, file, dataSize);
 
         public CheckReport Check() => throw Unreached();
 

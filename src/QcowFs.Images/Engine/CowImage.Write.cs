@@ -70,7 +70,7 @@ internal sealed partial class CowImage
     {
         if (_compressing is not null)
             WriteCompressing(_compressing, offset, source);
-        else
+        else if (_attached is null || !TryWriteDeduplicated(offset, source))
             WritePlain(offset, source);
     }
 
@@ -283,15 +283,15 @@ internal sealed partial class CowImage
         }
     }
 
-    /// <summary>Copies from the backing image what the image does not hold itself of a range of whole blocks. What reads as zeros becomes a
-    /// hole of the data file.</summary>
-    /// <returns>Bytes that were missing.</returns>
+    /// <summary>Copies from the backing image what the image does not hold itself of a range of whole blocks. Blocks that read as zeros
+    /// become holes of the data file.</summary>
+    /// <returns>Bytes read from the backing image for it.</returns>
     internal long FillRange(long offset, long length)
     {
-        long filled = 0;
+        long read = 0;
         BeginChange();
-        Allocating(offset, length, default, (image, at, _) => filled = image.FillExclusive(at, length));
-        return filled;
+        Allocating(offset, length, default, (image, at, _) => read = image.FillExclusive(at, length));
+        return read;
     }
 
     /// <summary>Makes durable that nothing is missing.</summary>
@@ -325,7 +325,7 @@ internal sealed partial class CowImage
 
     private long FillExclusive(long offset, long length)
     {
-        long filled = 0;
+        long read = 0;
         byte[] buffer = ArrayPool<byte>.Shared.Rent((int)Math.Max(ComposeLimit, _blockMask + 1));
         try
         {
@@ -333,13 +333,18 @@ internal sealed partial class CowImage
             {
                 Extent extent = _map.Lookup(offset, Math.Min(end - offset, buffer.Length & ~_blockMask));
                 int part = (int)extent.Length;
-                if (extent.Kind == ExtentKind.Backing)
+                int hole = extent.Kind == ExtentKind.Backing ? WholeSubBlocks(offset, (int)ZeroPrefix(offset, part)) : 0;
+                if (hole > 0 && TryZeroBlocks(offset, hole))
                 {
+                    part = hole;
+                }
+                else if (extent.Kind == ExtentKind.Backing)
+                {
+                    // As far as the backing image has data, to the end of a block.
+                    part = (int)Math.Min(part, (QueryBacking(offset, part).Length + _blockMask) & ~_blockMask);
                     ReadGuest(offset, buffer.AsSpan(0, part));
-                    bool isZero = !buffer.AsSpan(0, part).ContainsAnyExcept((byte)0);
-                    if (!isZero || !TryZeroBlocks(offset, part))
-                        part = Place(offset, buffer.AsSpan(0, part));
-                    filled += part;
+                    read += part;
+                    FillBlocks(offset, buffer.AsSpan(0, part));
                 }
 
                 offset += part;
@@ -350,7 +355,22 @@ internal sealed partial class CowImage
             ArrayPool<byte>.Shared.Return(buffer);
         }
 
-        return filled;
+        return read;
+    }
+
+    private void FillBlocks(long offset, ReadOnlySpan<byte> bytes)
+    {
+        while (bytes.Length > 0)
+        {
+            int zeros = LeadingZeroBytes(offset, bytes);
+            int part = zeros > 0 ? zeros : NonZeroPrefix(offset, bytes);
+            if (zeros == 0 || !TryZeroBlocks(offset, zeros))
+                part = Place(offset, bytes[..part]);
+            offset += part;
+            bytes = bytes[part..];
+        }
+
+        _dataDirty = true;
     }
 
     private void ZeroRange(long offset, long length, string operation)

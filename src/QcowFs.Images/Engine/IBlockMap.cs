@@ -61,6 +61,9 @@ internal interface IBlockMap : IDisposable
     /// False: the format cannot, and the caller writes zeros.</summary>
     bool TryPublishZero(long offset, long length);
 
+    /// <summary>How blocks of this image are shared, or null where they cannot be.</summary>
+    IBlockSharing? Sharing => null;
+
     /// <summary>Whether a commit should come before more changes, because too much is dirty.</summary>
     bool NeedsCommit { get; }
 
@@ -74,6 +77,9 @@ internal interface IBlockMap : IDisposable
     /// <summary>Facts of the format that change while the image is in use, under the keys of <see cref="ImageFileFacts.FormatSpecific"/>.
     /// May read metadata.</summary>
     IReadOnlyList<FormatFact> CurrentFacts => [];
+
+    /// <summary>Times that metadata was not in memory and had to be read; 0 where all of it is.</summary>
+    long MetadataReads => 0;
 
     /// <summary>Called before the first change that a writer makes: marks the image as in use, durably (I9, I10).</summary>
     void BeginUse();

@@ -21,6 +21,7 @@ internal sealed class MetadataCache
     private readonly int _dirtyLimit;
     private List<MetadataPage> _dirty = [];
     private int _frozenCount;
+    private long _misses;
 
     /// <summary>Creates an empty cache.</summary>
     /// <param name="file">The image file, owned by the caller.</param>
@@ -53,6 +54,9 @@ internal sealed class MetadataCache
 
     /// <summary>Pages changed and not yet written. Exact under the gate, a hint elsewhere.</summary>
     public int DirtyCount => _dirty.Count + _frozenCount;
+
+    /// <summary>Pages that had to be read.</summary>
+    public long Misses => Interlocked.Read(ref _misses);
 
     /// <summary>Whether so many pages are dirty that the caller should commit before it changes more.</summary>
     public bool NeedsCommit => DirtyCount > _dirtyLimit;
@@ -195,6 +199,7 @@ internal sealed class MetadataCache
             page.Pins = pin ? 1 : 0;
         }
 
+        Interlocked.Increment(ref _misses);
         bool loaded = false;
         try
         {

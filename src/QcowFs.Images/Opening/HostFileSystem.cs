@@ -42,14 +42,14 @@ public sealed class HostFileSystem : IHostFiles
     /// <inheritdoc/>
     public bool IsSameFile(string first, string second) => HostFiles.AreSame(first, second);
 
-    private static StorageAccess Access(HostAccess access) => access switch
+    internal static StorageAccess Access(HostAccess access) => access switch
     {
         HostAccess.Write => StorageAccess.Write,
         HostAccess.Create => StorageAccess.Create,
         _ => StorageAccess.Read,
     };
 
-    private static FileStorage Lock(FileStorage file, HostAccess access)
+    internal static FileStorage Lock(FileStorage file, HostAccess access)
     {
         if (access == HostAccess.Inspect)
             return file;

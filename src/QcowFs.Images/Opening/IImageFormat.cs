@@ -48,9 +48,15 @@ internal interface IImageLayer
     /// file, in the order in which they are to be tried.</summary>
     IReadOnlyList<NamedReference> References { get; }
 
-    /// <summary>The same image with an internal snapshot's disk, found by name or id, in place of the active one; for reading only.
-    /// Faults: <see cref="ImageFormatException"/>.</summary>
-    IImageLayer AtSnapshot(string name);
+    /// <summary>The same image with an internal snapshot's disk, found by name or id, or with <paramref name="isId"/> by id alone, in
+    /// place of the active one; for reading only. Faults: <see cref="ImageFormatException"/>.</summary>
+    IImageLayer AtSnapshot(string name, bool isId);
+
+    /// <summary>Unit of mapping in bytes, or 0 where the format has none.</summary>
+    int BlockSize => 0;
+
+    /// <summary>Why blocks of the image cannot be shared, or null where they can.</summary>
+    string? SharingObstacle => "its format cannot map two blocks to one place";
 
     /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
     string? WhyNotCompressed => "the format has no compressed blocks";
@@ -75,22 +81,28 @@ internal interface IImageLayer
     /// <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
     void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now);
 
-    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's; <paramref name="backing"/>
-    /// becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed), <see cref="StorageException"/>.</summary>
-    void Resize(long size, IDiskImage? backing);
-
-    /// <summary>As <see cref="Resize(long, IDiskImage?)"/>, for an image whose data file, open for writing, must be resized too.</summary>
-    void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Resize(size, backing);
+    /// <summary>Gives the disk another size, durably. The file is open for writing and stays the caller's, as does
+    /// <paramref name="dataFile"/>, the external data file of an image that has one, which is resized too where the format asks for that;
+    /// <paramref name="backing"/> becomes the call's. Faults: <see cref="ImageFormatException"/> (nothing changed),
+    /// <see cref="StorageException"/>.</summary>
+    void Resize(long size, IStorage? dataFile, IDiskImage? backing);
 
     /// <summary>Facts from the image's own file. Reads more of it than opening does.</summary>
     ImageFileFacts Describe();
 
-    /// <summary>As <see cref="Describe()"/>, where facts follow from the length of the data file.</summary>
-    /// <param name="dataLength">Its length in bytes, or null where it is not known.</param>
-    ImageFileFacts Describe(long? dataLength) => Describe();
+    /// <summary>As <see cref="Describe()"/>, where facts follow from the size of the data file's disk.</summary>
+    /// <param name="dataSize">That size in bytes, or null where it is not known.</param>
+    ImageFileFacts Describe(long? dataSize) => Describe();
 
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();
+
+    /// <summary>Has the checks and repairs that follow tell, now and then, which part of the image has been looked at, 0 to 1; each pass of
+    /// a repair begins at 0. A format whose checks are short need not.</summary>
+    void ReportTo(Action<double> progress)
+    {
+        // Nothing is told.
+    }
 
     /// <summary>Repairs the image, whose file must be writable and used by nobody else, and checks it again.</summary>
     CheckReport Repair(RepairMode mode);
@@ -121,9 +133,7 @@ internal static class ImageFormats
     /// <see cref="ImageFormatException"/>: taken for raw, its container would be served as the disk.</summary>
     public static IImageFormat? Probe(IStorage file)
     {
-        byte[] start = new byte[Math.Min(LongestMagic, file.Length)];
-        file.Read(0, start);
-        IImageFormat? format = All.FirstOrDefault(f => f.Recognises(start));
+        IImageFormat? format = Recognise(file, out byte[] start);
         if (format is null && ForeignFormats.Name(start) is { } foreign)
         {
             throw new ImageFormatException(file.Name, "format", 0, $"the file looks like {foreign}, which cannot be opened",
@@ -131,5 +141,16 @@ internal static class ImageFormats
         }
 
         return format;
+    }
+
+    /// <summary>The format whose magic number the file begins with, or null; without an opinion on what else it may be.</summary>
+    public static IImageFormat? Recognise(IStorage file) => Recognise(file, out _);
+
+    private static IImageFormat? Recognise(IStorage file, out byte[] start)
+    {
+        byte[] read = new byte[Math.Min(LongestMagic, file.Length)];
+        file.Read(0, read);
+        start = read;
+        return All.FirstOrDefault(f => f.Recognises(read));
     }
 }

@@ -34,11 +34,20 @@ public sealed class ImageOpener(IHostFiles files)
         return WithHostFacts(file, Describe(layer, file.Name, new ReferenceGate(files, ReferencePolicy.Directory, path)));
     }
 
-    // The length of a data file is looked up without opening it.
+    // The length of a raw data file is looked up without opening it.
     private static ImageFileFacts Describe(IImageLayer layer, string image, ReferenceGate gate)
     {
         NamedReference dataFile = layer.References.FirstOrDefault(r => r.Kind == ReferenceKind.DataFile);
-        return layer.Describe(dataFile.Name is null ? null : gate.LengthOf(image, dataFile));
+        return layer.Describe(IsRaw(dataFile) ? gate.LengthOf(image, dataFile) : null);
+    }
+
+    private static bool IsRaw(NamedReference dataFile) => dataFile.Name is not null && dataFile.Format is null or "raw";
+
+    /// <summary>The format whose magic number a file begins with, or null where it has none of ours. Nothing else is judged.</summary>
+    public string? Recognise(string path)
+    {
+        using IStorage file = files.Open(path, HostAccess.Inspect, directIo: false);
+        return ImageFormats.Recognise(file)?.Name;
     }
 
     /// <summary>Facts about an image and all below it, from the top down, without locks. What the policy refuses is a fault.</summary>
@@ -55,21 +64,21 @@ public sealed class ImageOpener(IHostFiles files)
                     $"{Printable.Quote(refused.Name)}: {refused.Refusal ?? refused.Problem}", "see qcowfs inspect");
             }
 
-            facts.Add(WithHostFacts(step.File!, step.Layer.Describe(DataLength(gate, step))));
+            facts.Add(WithHostFacts(step.File!, step.Layer.Describe(DataSize(gate, step))));
         }
 
         return facts;
     }
 
     // Along a chain what the policy allows may be opened.
-    private static long? DataLength(ReferenceGate gate, ChainStep step)
+    private static long? DataSize(ReferenceGate gate, ChainStep step)
     {
         NamedReference dataFile = step.Layer!.References.FirstOrDefault(r => r.Kind == ReferenceKind.DataFile);
         if (dataFile.Name is null)
             return null;
         gate.Inspect(step.File!.Name, dataFile, out IStorage? file);
         using (file)
-            return file?.Length;
+            return file is null ? null : ImageChain.ReadNamed(file, step.File.Name, dataFile).Describe().VirtualSize;
     }
 
     /// <summary>Every file or URL that opening the image would open, judged by the policy, from the top down. Files that it allows
@@ -88,7 +97,7 @@ public sealed class ImageOpener(IHostFiles files)
     {
         foreach (NamedReference reference in layer.References.Where(r => r.Kind == ReferenceKind.DataFile))
         {
-            if (reference.Format is null or "raw")
+            if (IsRaw(reference))
             {
                 references.Add(gate.Inspect(image.Name, reference, out IStorage? plain));
                 plain?.Dispose();
@@ -114,18 +123,37 @@ public sealed class ImageOpener(IHostFiles files)
     }
 
     /// <summary>Checks an image's consistency without changing it. Refuses where another process writes it.</summary>
-    public CheckReport Check(string path, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory)
+    /// <param name="path">The image.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="policy">Which of the files that it names may be looked at.</param>
+    /// <param name="progress">Is told now and then, on this thread, which part has been looked at, 0 to 1; or null.</param>
+    public CheckReport Check(
+        string path, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Read, directIo: false);
-        return ImageChain.ReadSource(file, format).Check(reference => Look(path, reference, policy));
+        return ReadSource(file, format, progress).Check(reference => Look(path, reference, policy));
     }
 
     /// <summary>Repairs an image that nobody else uses, and checks it again: the report says what is left and what was mended.
     /// Nothing that something refers to is given up. A crash leaves the image no worse than it was, to be repaired anew.</summary>
-    public CheckReport Repair(string path, RepairMode mode, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory)
+    /// <param name="path">The image.</param>
+    /// <param name="mode">What to mend.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    /// <param name="policy">As for <see cref="Check"/>.</param>
+    /// <param name="progress">As for <see cref="Check"/>; each pass over the image begins at 0.</param>
+    public CheckReport Repair(
+        string path, RepairMode mode, string? format = null, ReferencePolicy policy = ReferencePolicy.Directory, Action<double>? progress = null)
     {
         using IStorage file = files.Open(path, HostAccess.Write, directIo: false);
-        return ImageChain.ReadSource(file, format).Repair(mode, reference => Look(path, reference, policy));
+        return ReadSource(file, format, progress).Repair(mode, reference => Look(path, reference, policy));
+    }
+
+    private static IImageLayer ReadSource(IStorage file, string? format, Action<double>? progress)
+    {
+        IImageLayer layer = ImageChain.ReadSource(file, format);
+        if (progress is not null)
+            layer.ReportTo(progress);
+        return layer;
     }
 
     // What a check wants to know of a file that the image names.

@@ -9,11 +9,6 @@ using QcowFs.Storage;
 
 namespace QcowFs.Images;
 
-/// <summary>An overlay that is open.</summary>
-/// <param name="Disk">The disk, which owns all files.</param>
-/// <param name="Facts">Facts of the overlay's file now, or null where the host has none; not after the disk is closed.</param>
-public sealed record OpenedOverlay(IDiskImage Disk, Func<FileFacts?> Facts);
-
 /// <summary>Opens images under overlays. Thread-safe. Faults: <see cref="ImageFormatException"/>, <see cref="ImageInUseException"/>,
 /// <see cref="StorageException"/>.</summary>
 /// <param name="files">The host's files.</param>
@@ -22,15 +17,22 @@ public sealed class OverlayOpener(IHostFiles files)
     private const string Structure = "overlay";
     private const string OverlayFormat = "qcow2";
 
+    /// <summary>What error messages call the temporary overlay of an image.</summary>
+    public static string TemporaryName(string basePath) => $"{basePath} (temporary overlay)";
+
     /// <summary>Opens an image under an overlay without a name, which is gone when the disk is closed.</summary>
     /// <param name="basePath">The image.</param>
     /// <param name="options">How it is to be opened; it is never written, whatever they say.</param>
-    public OpenedOverlay OpenTemporary(string basePath, OpenOptions options)
+    /// <returns>The disk, which owns all files.</returns>
+    public IDiskImage OpenTemporary(string basePath, OpenOptions options)
     {
         using ImageChain chain = WalkBase(basePath, options);
-        IStorage file = files.CreateUnnamed(basePath, $"{basePath} (temporary overlay)", options.DirectIo);
+        IStorage file = files.CreateUnnamed(basePath, TemporaryName(basePath), options.DirectIo);
         try
         {
+            // Held files outlast a disk over them, which goes on with what it finds.
+            if (file.Length > 0)
+                return Open(file, chain, options);
             ImageRequest request = new() { Path = file.Name, Format = OverlayFormat, Size = chain.DiskSize };
             ImageFormats.Find(OverlayFormat)!.Design(request, new CreateOptions([])).Build(file, dataFile: null);
         }
@@ -47,7 +49,8 @@ public sealed class OverlayOpener(IHostFiles files)
     /// <param name="basePath">The image.</param>
     /// <param name="overlayPath">The overlay.</param>
     /// <param name="options">How the image is to be opened; it is never written, whatever they say.</param>
-    public OpenedOverlay Open(string basePath, string overlayPath, OpenOptions options)
+    /// <returns>The disk, which owns all files.</returns>
+    public IDiskImage Open(string basePath, string overlayPath, OpenOptions options)
     {
         if (options.Snapshot is not null)
             throw Refused(overlayPath, "a kept overlay cannot lie over a snapshot", "leave out the file, or the snapshot");
@@ -72,14 +75,14 @@ public sealed class OverlayOpener(IHostFiles files)
     private ImageChain WalkBase(string path, OpenOptions options) => ImageChain.Walk(files, path, options with { Writable = false }); // Y1
 
     // Two disks share what one would have.
-    private static OpenedOverlay Open(IStorage file, ImageChain chain, OpenOptions options)
+    private static IDiskImage Open(IStorage file, ImageChain chain, OpenOptions options)
     {
         try
         {
             OpenOptions half = options with { Writable = true, Snapshot = null, CacheSize = Math.Max(options.CacheSize / 2, 1) };
             IImageLayer layer = ImageChain.ReadSource(file, OverlayFormat);
             layer.RequireOpenable(writable: true);
-            return new OpenedOverlay(layer.Open(dataFile: null, chain.Open(), half), () => (file as FileStorage)?.QueryFacts());
+            return layer.Open(dataFile: null, chain.Open(), half);
         }
         catch
         {

@@ -14,6 +14,7 @@ namespace QcowFs.Images;
 /// <summary>Judges and opens names found inside images. Thread-safe.</summary>
 internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, string sourcePath)
 {
+    private const string DataAdvice = "put the file with its data where the image looks for it";
     private const string AllowAll = "use --allow-references=all if you trust the image";
     private readonly string _root = DirectoryPrefix(sourcePath);
 
@@ -42,7 +43,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     {
         ImageReference judged = Judge(image, reference);
         if (judged.Path is null)
-            throw Refused(judged, judged.Refusal!, "rebase the image onto a local file with qemu-img rebase -u");
+            throw Refused(judged, judged.Refusal!, IsBacking(judged) ? "rebase the image onto a local file with qemu-img rebase -u" : DataAdvice);
         if (judged.Refusal is not null)
             throw Refused(judged, judged.Refusal, AllowAll);
         // G4
@@ -59,7 +60,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         }
         catch (StorageException fault) when (fault.Errno is Errno.ENOENT or Errno.ENOTDIR)
         {
-            throw Refused(judged, "it does not exist", "put it back, or rebase the image with qemu-img rebase");
+            throw Refused(judged, "it does not exist", IsBacking(judged) ? "put it back, or rebase the image with qemu-img rebase" : DataAdvice);
         }
     }
 
@@ -125,8 +126,10 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     // Everything up to the last slash, that included; "" for a bare name.
     private static string DirectoryPrefix(string path) => path[..(path.LastIndexOf('/') + 1)];
 
+    private static bool IsBacking(ImageReference reference) => reference.Kind == ReferenceKind.Backing;
+
     private static ImageFormatException Refused(ImageReference reference, string why, string advice) => new(reference.Image,
-        reference.Kind == ReferenceKind.Backing ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);
+        IsBacking(reference) ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);
 }
 
 /// <summary>A name as an image states it.</summary>

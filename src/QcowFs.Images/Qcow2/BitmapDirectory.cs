@@ -21,6 +21,7 @@ internal enum BitmapFlags : uint
 internal sealed record Qcow2Bitmap(long Offset, long TableOffset, long TableEntries, BitmapFlags Flags, int GranularityBits, byte[] Name)
 {
     public const int FixedSize = 24;
+    public const int TableEntriesAt = 8;
     public const int FlagsAt = 12;
     public const ulong EntryAllOnes = 1;
     public const ulong EntryOffsetMask = 0x00FF_FFFF_FFFF_FE00;

@@ -133,13 +133,26 @@ internal sealed class OfflineRefcounts(Qcow2Header header, IStorage file)
             LowerRegion(old.Offset, old.Clusters << header.ClusterBits);
         _oldTable = null;
         foreach ((long first, long count) in _freed)
-            file.Discard(first << header.ClusterBits, count << header.ClusterBits); // O5
+            Punch(first, count); // O5
         _freed.Clear();
         WriteChanged();
         file.Sync();
         _lowers = false;
         _end = -1;
         CutTail();
+    }
+
+    // A host without the space that a hole takes keeps the bytes; the edit is durable.
+    private void Punch(long first, long count)
+    {
+        try
+        {
+            file.Discard(first << header.ClusterBits, count << header.ClusterBits);
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            return;
+        }
     }
 
     private void CutTail()

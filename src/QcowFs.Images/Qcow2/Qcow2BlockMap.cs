@@ -63,6 +63,8 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public BlockMapTraits Traits { get; }
 
+    public long MetadataReads => _cache.Misses;
+
     public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount > Qcow2State.RemovalLimit;
 
     public bool IsDirty => _state.IsDirty;

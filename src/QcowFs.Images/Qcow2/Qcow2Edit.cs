@@ -38,18 +38,23 @@ internal sealed class Qcow2Edit
         {
             CheckFinding? finding = report.Findings.FirstOrDefault(f => f.Severity is CheckSeverity.Corruption or CheckSeverity.Unchecked);
             throw new ImageFormatException(file.Name, finding?.Structure ?? "image", finding?.Offset ?? -1,
-                finding?.Message ?? "the image is damaged", "run qcowfs check, and repair the image before changing it");
+                finding?.Message ?? "the image is damaged", $"run qcowfs check --repair {file.Name}, then try again");
         }
 
         return new Qcow2Edit(header, file);
     }
 
+    // I10: bits that stay true. An edit that changes the active disk sees to its bitmaps. A version 2 header has no such field.
+    private AutoclearFeatures Kept => Header.AutoclearFeatures & (AutoclearFeatures.RawExternalData | AutoclearFeatures.Bitmaps);
+
+    /// <summary>Begins an edit that is a part of a repair, which has checked the image.</summary>
+    public static Qcow2Edit BeginChecked(Qcow2Header header, IStorage file) => new(header, file);
+
     /// <summary>Marks the image as in use.</summary>
-    /// <param name="contentChanges">Whether the active disk changes, so that persistent bitmaps no longer tell the truth.</param>
-    public void BeginUse(bool contentChanges) => SetAutoclear(Kept(contentChanges) | AutoclearFeatures.InUse);
+    public void BeginUse() => SetAutoclear(Kept | AutoclearFeatures.InUse);
 
     /// <summary>Ends the use. The mark stays where the image had it: what an earlier crash left is not collected yet.</summary>
-    public void EndUse(bool contentChanges) => SetAutoclear(Kept(contentChanges) | (Header.AutoclearFeatures & AutoclearFeatures.InUse));
+    public void EndUse() => SetAutoclear(Kept | (Header.AutoclearFeatures & AutoclearFeatures.InUse));
 
     /// <summary>The entries of an L1 table.</summary>
     public L1Entry[] ReadL1(long offset, int size)
@@ -69,6 +74,15 @@ internal sealed class Qcow2Edit
         for (int i = 0; i < entries.Count; i++)
             entries[i].WriteTo(bytes.AsSpan(i * L1Entry.Size));
         WriteTable(offset, bytes);
+    }
+
+    /// <summary>Writes a table where it is, and nothing behind it.</summary>
+    public void OverwriteL1(long offset, IReadOnlyList<L1Entry> entries)
+    {
+        byte[] bytes = new byte[entries.Count * L1Entry.Size];
+        for (int i = 0; i < entries.Count; i++)
+            entries[i].WriteTo(bytes.AsSpan(i * L1Entry.Size));
+        _file.Write(offset, bytes);
     }
 
     /// <summary>Writes a structure into clusters of its own, zeros behind it.</summary>
@@ -133,12 +147,7 @@ internal sealed class Qcow2Edit
         }
 
         if (changed && l1Offset is { } offset)
-        {
-            byte[] bytes = new byte[l1.Length * L1Entry.Size];
-            for (int i = 0; i < l1.Length; i++)
-                l1[i].WriteTo(bytes.AsSpan(i * L1Entry.Size));
-            _file.Write(offset, bytes);
-        }
+            OverwriteL1(offset, l1);
 
         _file.Sync();
     }
@@ -160,10 +169,6 @@ internal sealed class Qcow2Edit
 
         return changed;
     }
-
-    // I10: bits that stay true. A version 2 header has no such field.
-    private AutoclearFeatures Kept(bool contentChanges) => Header.AutoclearFeatures
-        & (contentChanges ? AutoclearFeatures.RawExternalData : AutoclearFeatures.RawExternalData | AutoclearFeatures.Bitmaps);
 
     private void SetAutoclear(AutoclearFeatures features)
     {

@@ -18,9 +18,20 @@ internal sealed class Qcow2Format : IImageFormat
 
     private sealed class Qcow2Layer(Qcow2Header header, IStorage file) : IOverlayLayer
     {
+        private Action<double>? _progress;
+
         public IReadOnlyList<NamedReference> References { get; } = FindReferences(header);
 
-        public IImageLayer AtSnapshot(string name) => new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name), file);
+        public IImageLayer AtSnapshot(string name, bool isId) =>
+            new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name, isId), file);
+
+        public int BlockSize => header.ClusterSize;
+
+        public string? SharingObstacle =>
+            header.Version < 3 ? "version 2 has no room for the mark of a dedup index"
+            : header.HasExternalDataFile ? "an external data file keeps one place for each block"
+            : header.RefcountBits == 1 ? "its reference counts have one bit, too few to share"
+            : null;
 
         public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
 
@@ -46,13 +57,15 @@ internal sealed class Qcow2Format : IImageFormat
             }
         }
 
-        public void Resize(long size, IDiskImage? backing) => Qcow2Resize.Run(header, file, backing, size);
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Qcow2Resize.Run(header, file, dataFile, backing, size);
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
 
-        public CheckReport Check() => Qcow2Checker.Check(file);
+        public CheckReport Check() => Qcow2Checker.Diagnose(file, progress: _progress).Report;
 
-        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode);
+        public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode, progress: _progress);
+
+        public void ReportTo(Action<double> progress) => _progress = progress;
 
         public BaseIdentity? Base => Qcow2Overlay.ReadBase(header);
 

@@ -53,7 +53,7 @@ internal static class Qcow2Overlay
         L1Entry[] l1 = edit.ReadL1(header.L1Offset, header.L1Size);
         if (!Array.Exists(l1, static entry => entry.IsAllocated))
             return;
-        edit.BeginUse(contentChanges: false);
+        edit.BeginUse();
         edit.WriteL1(header.L1Offset, new L1Entry[l1.Length]);
         file.Sync(); // V2
         // Guest clusters of an external data file are not counted.
@@ -71,6 +71,6 @@ internal static class Qcow2Overlay
         }
 
         edit.Counts.WriteLowered();
-        edit.EndUse(contentChanges: false);
+        edit.EndUse();
     }
 }

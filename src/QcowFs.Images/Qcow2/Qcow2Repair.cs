@@ -24,17 +24,19 @@ internal static class Qcow2Repair
     /// <param name="file">The image file, writable and used by nobody else.</param>
     /// <param name="mode">What to mend.</param>
     /// <param name="windowClusters">Clusters to count at a time; tests make it small.</param>
-    public static CheckReport Run(IStorage file, RepairMode mode, int windowClusters = ReferenceCounter.DefaultWindow)
+    /// <param name="progress">Is told which part of the image a pass has looked at, 0 to 1; or null.</param>
+    public static CheckReport Run(
+        IStorage file, RepairMode mode, int windowClusters = ReferenceCounter.DefaultWindow, Action<double>? progress = null)
     {
         // What a process that died left unsynced could vanish after it was judged.
         file.Sync();
-        Qcow2Diagnosis before = Qcow2Checker.Diagnose(file, windowClusters);
+        Qcow2Diagnosis before = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
         Qcow2Diagnosis now = before;
         if (before.Report.ExitCode != 0)
             ClearUnknownAutoclearBits(file);
         for (int round = 0; round < MaxRounds && now.Report.ExitCode != 0; round++)
         {
-            Qcow2Diagnosis after = RunRound(file, now, mode, windowClusters);
+            Qcow2Diagnosis after = RunRound(file, now, mode, windowClusters, progress);
             if (after == now)
                 break;
             now = after;
@@ -42,6 +44,7 @@ internal static class Qcow2Repair
 
         if (now.Report is { CheckErrors: 0, Corruptions: 0 })
             ClearMarks(file);
+        CutTail(file, now);
         return now.Report with
         {
             CorruptionsFixed = Math.Max(0, before.Report.Corruptions - now.Report.Corruptions),
@@ -50,26 +53,44 @@ internal static class Qcow2Repair
     }
 
     // Gives what a check finds then, or the same diagnosis where nothing could be done.
-    private static Qcow2Diagnosis RunRound(IStorage file, Qcow2Diagnosis found, RepairMode mode, int windowClusters)
+    private static Qcow2Diagnosis RunRound(
+        IStorage file, Qcow2Diagnosis found, RepairMode mode, int windowClusters, Action<double>? progress)
     {
         Qcow2Diagnosis now = found;
         if (CorrectCounts(file, now, mode, windowClusters))
-            now = Qcow2Checker.Diagnose(file, windowClusters);
+            now = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
+        else if (found is { NeedsRebuild: true, PointsOutside: false } && mode == RepairMode.All)
+            return found with { Report = found.Report with { Findings = RepairText.Without(found.Report.Findings, RepairText.NoRebuildSize) } };
 
         // COPIED follows the counts, so they must be right first. It may be set with the leaks where nothing else is wrong.
         bool mayMend = mode == RepairMode.All || now.Report is { CheckErrors: 0 } && now.Report.Corruptions == now.Harmless;
         if (now is { EntriesToMend: > 0, CountsTooLow: 0, NeedsRebuild: false } && mayMend)
         {
             EntryRepair repair = new(Qcow2HeaderReader.Read(file), file);
-            _ = Qcow2Checker.Diagnose(file, windowClusters, repair);
+            _ = Qcow2Checker.Diagnose(file, windowClusters, repair, progress);
             if (repair.Changed)
             {
                 file.Sync();
-                now = Qcow2Checker.Diagnose(file, windowClusters);
+                now = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
             }
         }
 
+        if (mode == RepairMode.All && now is { IncompleteSnapshots: > 0, Report.CheckErrors: 0 } && now.Report.Corruptions == now.IncompleteSnapshots)
+        {
+            Qcow2SnapshotEdit.Complete(Qcow2HeaderReader.Read(file), file);
+            now = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
+        }
+
         return now;
+    }
+
+    // R2: what lies behind the last cluster that has a count or a reference is nothing's, where all references are known.
+    private static void CutTail(IStorage file, Qcow2Diagnosis now)
+    {
+        if (now.Report is not { CheckErrors: 0, Corruptions: 0, Leaks: 0, ImageEndOffset: { } end } || !now.ReferencesKnown || file.Length <= end)
+            return;
+        file.SetLength(end);
+        file.Sync();
     }
 
     // Whether anything was changed.

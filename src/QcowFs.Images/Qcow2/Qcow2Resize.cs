@@ -1,10 +1,11 @@
 // Changes the size of a qcow2 disk that nobody else has open.
 //
 // Z1. Growing: everything past the old end reads as zeros before the header states the new size: the rest of the last cluster, what
-//     an interrupted shrinking left mapped there, what the backing image holds there.
+//     an interrupted shrinking left mapped there, what the backing image holds there, what an external data file has there.
 // Z2. Growing: a larger L1 table is durable before the header names it; the old one is given up after that.
 // Z3. Shrinking: the header states the new size before anything is unmapped, so that no crash shows a disk with zeros in it where
 //     its size still covers them; counts are lowered when the unmapping is durable (I3).
+// Z4. An L2 table that a snapshot refers to as well is never changed; the active disk gets one of its own for what it keeps.
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -15,30 +16,35 @@ internal sealed class Qcow2Resize
     private const int SizeUnit = 512;
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
+    private readonly IStorage? _dataFile;
     private readonly Qcow2Edit _edit;
+    private readonly BitmapResize _bitmaps;
 
-    private Qcow2Resize(Qcow2Header header, IStorage file)
+    private Qcow2Resize(Qcow2Header header, IStorage file, IStorage? dataFile, long size)
     {
         _header = header;
         _file = file;
+        _dataFile = dataFile;
         _edit = Qcow2Edit.Begin(header, file);
+        _bitmaps = new BitmapResize(_edit, file, size);
     }
 
     /// <summary>Gives the disk another size, durably. Faults: <see cref="ImageFormatException"/> before anything changes;
     /// <see cref="StorageException"/>, which leaves a valid image of the old or the new size.</summary>
     /// <param name="header">The image's header.</param>
     /// <param name="file">The image file, which stays the caller's.</param>
+    /// <param name="dataFile">The external data file, which stays the caller's, or null where there is none.</param>
     /// <param name="backing">The backing image or null. The call owns it.</param>
     /// <param name="size">The new size in bytes.</param>
-    public static void Run(Qcow2Header header, IStorage file, IDiskImage? backing, long size)
+    public static void Run(Qcow2Header header, IStorage file, IStorage? dataFile, IDiskImage? backing, long size)
     {
         try
         {
             RequirePossible(header, file, size);
             if (size > header.VirtualSize)
-                new Qcow2Resize(header, file).Grow(size, backing);
+                new Qcow2Resize(header, file, dataFile, size).Grow(size, backing);
             else if (size < header.VirtualSize)
-                new Qcow2Resize(header, file).Shrink(size);
+                new Qcow2Resize(header, file, dataFile, size).Shrink(size);
         }
         finally
         {
@@ -57,42 +63,70 @@ internal sealed class Qcow2Resize
                 "convert the image to one with larger clusters");
         }
 
-        if (header.HasExternalDataFile)
-            throw Refused(file, "the data is in an external file, which is not resized here", "use qemu-img resize");
-        if (header.SnapshotCount > 0 && (header.Version < 3 || size < header.VirtualSize))
+        // Such an entry means the size that the disk has now.
+        Qcow2Snapshot? unsized = Qcow2SnapshotTable.Read(header, file).Snapshots.FirstOrDefault(s => s.VirtualSize is null);
+        if (unsized is not null)
         {
-            throw Refused(file, header.Version < 3
-                ? "an image of version 2 that has snapshots cannot be resized" : "an image that has snapshots cannot be shrunk",
-                "delete the snapshots first");
+            throw Refused(file, $"snapshot {Printable.Quote(unsized.NameText)} does not state its own size, so it would change with the disk's",
+                "delete the snapshot first");
         }
     }
 
     private void Grow(long size, IDiskImage? backing)
     {
-        Qcow2Header header = _header;
-        L1Entry[] l1 = _edit.ReadL1(header.L1Offset, header.L1Size);
-        int needed = (int)header.L1EntriesFor(size);
-        if (needed > header.L1Size)
+        L1Entry[] l1 = _edit.ReadL1(_header.L1Offset, _header.L1Size);
+        int needed = (int)_header.L1EntriesFor(size);
+        bool moves = needed > _header.L1Size;
+        long offset = moves ? _edit.Counts.Take(needed * (long)L1Entry.Size) : _header.L1Offset;
+        BeginUse();
+        if (moves)
         {
-            long offset = _edit.Counts.Take(needed * (long)L1Entry.Size);
-            _edit.BeginUse(contentChanges: true);
             Array.Resize(ref l1, needed);
             _edit.WriteL1(offset, l1);
-            _edit.Counts.WriteRaised();
-            Qcow2HeaderSector.Change(_file, sector => sector.SetL1(offset, needed)); // Z2
-            _edit.Counts.LowerRegion(header.L1Offset, header.L1Size * (long)L1Entry.Size);
-            _edit.Counts.WriteLowered();
-        }
-        else
-        {
-            _edit.BeginUse(contentChanges: true);
         }
 
+        _bitmaps.WriteNew();
+        _edit.Counts.WriteRaised();
+        _bitmaps.Switch();
+        if (moves)
+        {
+            Qcow2HeaderSector.Change(_file, sector => sector.SetL1(offset, needed)); // Z2
+            _edit.Counts.LowerRegion(_header.L1Offset, _header.L1Size * (long)L1Entry.Size);
+        }
+
+        _bitmaps.Lower();
+        _edit.Counts.WriteLowered();
+        GrowDataFile(size);
         long zeroEnd = Math.Min(size, Math.Max(MappedEnd(l1), backing?.Length ?? 0));
-        if (zeroEnd > header.VirtualSize)
-            WriteZeroes(header.VirtualSize, zeroEnd, size, backing); // Z1
+        if (zeroEnd > _header.VirtualSize)
+            WriteZeroes(_header.VirtualSize, zeroEnd, size, backing); // Z1
         Qcow2HeaderSector.Change(_file, sector => sector.SetVirtualSize(size));
-        _edit.EndUse(contentChanges: true);
+        EndUse();
+    }
+
+    private void BeginUse()
+    {
+        _bitmaps.Mark();
+        _edit.BeginUse();
+    }
+
+    private void EndUse()
+    {
+        _bitmaps.Unmark();
+        _edit.EndUse();
+    }
+
+    // Z1
+    private void GrowDataFile(long size)
+    {
+        if (_dataFile is null)
+            return;
+        long stale = Math.Min(_dataFile.Length, size) - _header.VirtualSize;
+        if (stale > 0)
+            _dataFile.WriteZeroes(_header.VirtualSize, stale);
+        if (_dataFile.Length < size)
+            _dataFile.SetLength(size);
+        _dataFile.Sync();
     }
 
     /// <summary>The end of the last cluster that has an entry and reaches past the disk's end, or 0.</summary>
@@ -114,13 +148,15 @@ internal sealed class Qcow2Resize
         return 0;
     }
 
-    // The engine knows how to zero shared, compressed and partial clusters; it is told the size that is to come.
+    // The engine knows how to zero shared, compressed and partial clusters; it is told the size that is to come. The bitmaps are marked,
+    // so it leaves them alone.
     private void WriteZeroes(long from, long end, long size, IDiskImage? backing)
     {
         Qcow2Header now = Qcow2HeaderReader.Read(_file);
-        Qcow2Header coming = now with { VirtualSize = size, AutoclearFeatures = _header.AutoclearFeatures & (AutoclearFeatures.RawExternalData | AutoclearFeatures.InUse) };
+        Qcow2Header coming = now with { VirtualSize = size, AutoclearFeatures = now.AutoclearFeatures & ~AutoclearFeatures.InUse | (_header.AutoclearFeatures & AutoclearFeatures.InUse) };
         OpenOptions options = new() { Writable = true, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false };
-        using IDiskImage disk = Qcow2Image.Open(new Qcow2Parts(coming, new BorrowedStorage(_file), null, backing, options));
+        IStorage? data = _dataFile is null ? null : new BorrowedStorage(_dataFile);
+        using IDiskImage disk = Qcow2Image.Open(new Qcow2Parts(coming, new BorrowedStorage(_file), data, backing, options));
         disk.WriteZeroes(from, end - from);
         disk.Sync();
         disk.Close();
@@ -128,36 +164,96 @@ internal sealed class Qcow2Resize
 
     private void Shrink(long size)
     {
-        _edit.BeginUse(contentChanges: true);
-        Qcow2HeaderSector.Change(_file, sector => sector.SetVirtualSize(size)); // Z3
         long keptClusters = (size + _header.ClusterSize - 1) >> _header.ClusterBits;
-        L1Entry[] l1 = _edit.ReadL1(_header.L1Offset, _header.L1Size);
-        byte[] table = new byte[_header.ClusterSize];
-        for (int i = (int)(keptClusters / _header.L2Entries); i < l1.Length; i++)
+        L1Entry[] old = _edit.ReadL1(_header.L1Offset, _header.L1Size);
+        L1Entry[] l1 = [.. old];
+        Cut cut = new((int)(keptClusters / _header.L2Entries), (int)(keptClusters % _header.L2Entries));
+        if (cut.Kept > 0 && cut.Index < l1.Length && l1[cut.Index].IsAllocated)
         {
-            if (!l1[i].IsAllocated)
-                continue;
-            int kept = (int)Math.Max(keptClusters - (long)i * _header.L2Entries, 0);
-            _file.Read(l1[i].TableOffset, table);
-            _edit.WalkTable(table, kept, _edit.Counts.Lower);
-            if (kept > 0)
-            {
-                table.AsSpan(kept * _header.L2EntrySize).Clear();
-                _file.Write(l1[i].TableOffset, table);
-                continue;
-            }
-
-            _edit.Counts.Lower(l1[i].TableOffset >> _header.ClusterBits);
-            l1[i] = L1Entry.Unallocated;
+            cut = cut with { Table = new byte[_header.ClusterSize] };
+            _file.Read(l1[cut.Index].TableOffset, cut.Table);
+            if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1) // Z4
+                l1[cut.Index] = L1Entry.Table(_edit.Counts.Take(_header.ClusterSize), copied: true);
         }
 
-        byte[] bytes = new byte[l1.Length * L1Entry.Size];
-        for (int i = 0; i < l1.Length; i++)
-            l1[i].WriteTo(bytes.AsSpan(i * L1Entry.Size));
-        _file.Write(_header.L1Offset, bytes);
+        Array.Clear(l1, cut.FirstDropped, l1.Length - cut.FirstDropped);
+        BeginUse();
+        bool copies = cut.Table is not null && l1[cut.Index] != old[cut.Index];
+        if (copies)
+            WriteCut(cut, l1[cut.Index]);
+        _bitmaps.WriteNew();
+        _edit.Counts.WriteRaised();
+        Qcow2HeaderSector.Change(_file, sector => sector.SetVirtualSize(size)); // Z3
+        if (cut.Table is not null && !copies)
+            WriteCut(cut, l1[cut.Index]);
+        _edit.OverwriteL1(_header.L1Offset, l1);
         _file.Sync();
+        _bitmaps.Switch();
+        int needed = Math.Max((int)_header.L1EntriesFor(size), 1);
+        if (needed < l1.Length)
+            Qcow2HeaderSector.Change(_file, sector => sector.SetL1(_header.L1Offset, needed));
+        LowerDropped(old, cut, copies);
+        LowerL1(Math.Min(needed, l1.Length), l1.Length);
+        _bitmaps.Lower();
         _edit.Counts.WriteLowered();
-        _edit.EndUse(contentChanges: true);
+        // What shared a cluster with the part that is gone may be its only mapping now.
+        if (!_header.HasExternalDataFile)
+            _edit.RebuildCopied(l1[..Math.Min(needed, l1.Length)], _header.L1Offset);
+        ShrinkDataFile(size);
+        EndUse();
+    }
+
+    private void WriteCut(Cut cut, L1Entry entry)
+    {
+        byte[] table = [.. cut.Table!];
+        table.AsSpan(cut.Kept * _header.L2EntrySize).Clear();
+        _file.Write(entry.TableOffset, table);
+    }
+
+    private void LowerDropped(L1Entry[] old, Cut cut, bool copied)
+    {
+        // Clusters of an external data file are not counted.
+        Action<long> lower = _header.HasExternalDataFile ? static _ => { } : _edit.Counts.Lower;
+        if (cut.Table is not null)
+            _edit.WalkTable(cut.Table, cut.Kept, lower);
+        if (copied)
+            _edit.Counts.Lower(old[cut.Index].TableOffset >> _header.ClusterBits);
+        byte[] table = new byte[_header.ClusterSize];
+        for (int i = cut.FirstDropped; i < old.Length; i++)
+        {
+            if (!old[i].IsAllocated)
+                continue;
+            _file.Read(old[i].TableOffset, table);
+            _edit.WalkTable(table, 0, lower);
+            _edit.Counts.Lower(old[i].TableOffset >> _header.ClusterBits);
+        }
+    }
+
+    // The clusters at the end of the L1 table that no entry is left in.
+    private void LowerL1(int kept, int had)
+    {
+        long used = (kept * (long)L1Entry.Size + _header.ClusterSize - 1) & -_header.ClusterSize;
+        _edit.Counts.LowerRegion(_header.L1Offset + used, Math.Max(had * (long)L1Entry.Size - used, 0));
+    }
+
+    private void ShrinkDataFile(long size)
+    {
+        if (_dataFile is null || _dataFile.Length <= size)
+            return;
+        _dataFile.SetLength(size);
+        _dataFile.Sync();
+    }
+
+    /// <summary>Where shrinking cuts the L1 table.</summary>
+    /// <param name="Index">The entry that the new end falls into.</param>
+    /// <param name="Kept">Entries of its L2 table that stay.</param>
+    private readonly record struct Cut(int Index, int Kept)
+    {
+        /// <summary>The L2 table of which a part stays, as it was; null where there is none.</summary>
+        public byte[]? Table { get; init; }
+
+        /// <summary>The first L1 entry of which nothing stays.</summary>
+        public int FirstDropped => Table is null ? Index : Index + 1;
     }
 
     private static ImageFormatException Refused(IStorage file, string problem, string advice) => new(file.Name, "size", -1, problem, advice);

@@ -56,7 +56,7 @@ internal sealed class Qcow2SnapshotEdit
         byte[] table = Serialize([.. _table.Snapshots, Describe(nameBytes, copy, time)]);
         long tableOffset = edit.Counts.Take(table.Length);
 
-        edit.BeginUse(contentChanges: false);
+        edit.BeginUse();
         edit.ClearCopied(l1, _header.L1Offset);
         if (l1.Length > 0)
             edit.WriteL1(copy, l1);
@@ -64,7 +64,7 @@ internal sealed class Qcow2SnapshotEdit
         edit.Counts.WriteRaised();
         SwitchTable(edit, tableOffset, _table.Snapshots.Count + 1);
         edit.Counts.WriteLowered();
-        edit.EndUse(contentChanges: false);
+        edit.EndUse();
     }
 
     /// <summary>Deletes a snapshot.</summary>
@@ -77,7 +77,7 @@ internal sealed class Qcow2SnapshotEdit
         byte[] table = Serialize(others);
         long tableOffset = others.Length == 0 ? 0 : edit.Counts.Take(table.Length);
 
-        edit.BeginUse(contentChanges: false);
+        edit.BeginUse();
         if (others.Length > 0)
             edit.WriteTable(tableOffset, table);
         edit.Counts.WriteRaised();
@@ -86,20 +86,26 @@ internal sealed class Qcow2SnapshotEdit
         edit.Walk(l1, edit.Counts.Lower);
         edit.Counts.WriteLowered();
         edit.RebuildCopied(edit.ReadL1(_header.L1Offset, _header.L1Size), _header.L1Offset);
-        edit.EndUse(contentChanges: false);
+        edit.EndUse();
     }
 
     /// <summary>Makes the active disk what it was when a snapshot was made. The snapshot stays.</summary>
     public void Apply(string nameOrId)
     {
         Qcow2Header target = _table.HeaderAt(_header, _file, nameOrId);
+        if (_header.Bitmaps is { } bitmaps)
+        {
+            throw Refused($"the image has {bitmaps.Count} persistent bitmaps, which record changes of the disk as it is",
+                "remove them first (qemu-img bitmap --remove)");
+        }
+
         Qcow2Edit edit = Qcow2Edit.Begin(_header, _file);
         L1Entry[] old = edit.ReadL1(_header.L1Offset, _header.L1Size);
         L1Entry[] l1 = edit.ReadL1(target.L1Offset, target.L1Size);
         edit.Walk(l1, edit.Counts.Raise);
         long copy = l1.Length == 0 ? _header.L1Offset : edit.Counts.Take((long)l1.Length * L1Entry.Size);
 
-        edit.BeginUse(contentChanges: true);
+        edit.BeginUse();
         edit.ClearCopied(l1, activeL1Offset: null);
         if (l1.Length > 0)
             edit.WriteL1(copy, l1);
@@ -113,7 +119,35 @@ internal sealed class Qcow2SnapshotEdit
         edit.Walk(old, edit.Counts.Lower);
         edit.Counts.WriteLowered();
         edit.RebuildCopied(l1, copy);
-        edit.EndUse(contentChanges: true);
+        edit.EndUse();
+    }
+
+    /// <summary>Gives entries the extra data that version 3 demands, in an image in which a check found nothing else wrong. Such an entry
+    /// means the size that the disk has now, as far as its L1 table reaches.</summary>
+    public static void Complete(Qcow2Header header, IStorage file) => new Qcow2SnapshotEdit(header, file).Complete();
+
+    private void Complete()
+    {
+        byte[] table = Serialize([.. _table.Snapshots.Select(WithExtra)]);
+        Qcow2Edit edit = Qcow2Edit.BeginChecked(_header, _file);
+        long tableOffset = edit.Counts.Take(table.Length);
+        edit.BeginUse();
+        edit.WriteTable(tableOffset, table);
+        edit.Counts.WriteRaised();
+        SwitchTable(edit, tableOffset, _table.Snapshots.Count);
+        edit.Counts.WriteLowered();
+        edit.EndUse();
+    }
+
+    private Qcow2Snapshot WithExtra(Qcow2Snapshot snapshot)
+    {
+        if (snapshot.Extra.Length >= Qcow2Snapshot.Version3ExtraSize)
+            return snapshot;
+        byte[] extra = new byte[ExtraSize];
+        BinaryPrimitives.WriteUInt64BigEndian(extra, snapshot.VmStateSize);
+        BinaryPrimitives.WriteInt64BigEndian(extra.AsSpan(8), (long)UInt128.Min((ulong)_header.VirtualSize, (UInt128)snapshot.L1Size * (ulong)_header.L2Coverage));
+        BinaryPrimitives.WriteUInt64BigEndian(extra.AsSpan(16), ulong.MaxValue);
+        return snapshot with { Extra = extra };
     }
 
     // T1

@@ -44,9 +44,9 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
 
     /// <summary>The snapshot of that name, or without one, of that id. Faults: <see cref="ImageFormatException"/> where there is none, or
     /// the name is not the only one.</summary>
-    public Qcow2Snapshot Find(IStorage file, string nameOrId)
+    public Qcow2Snapshot Find(IStorage file, string nameOrId, bool isId = false)
     {
-        Qcow2Snapshot[] named = [.. Snapshots.Where(s => s.NameText == nameOrId)];
+        Qcow2Snapshot[] named = isId ? [] : [.. Snapshots.Where(s => s.NameText == nameOrId)];
         if (named.Length > 1)
         {
             throw new ImageFormatException(file.Name, Structure, named[1].Offset,
@@ -60,9 +60,9 @@ internal sealed record Qcow2SnapshotTable(IReadOnlyList<Qcow2Snapshot> Snapshots
     }
 
     /// <summary>The header as it would be if a snapshot's disk were the active one. Faults: <see cref="ImageFormatException"/>.</summary>
-    public Qcow2Header HeaderAt(Qcow2Header header, IStorage file, string nameOrId)
+    public Qcow2Header HeaderAt(Qcow2Header header, IStorage file, string nameOrId, bool isId = false)
     {
-        Qcow2Snapshot snapshot = Find(file, nameOrId);
+        Qcow2Snapshot snapshot = Find(file, nameOrId, isId);
         if (!ReferenceCounter.IsUsable(header, snapshot))
         {
             throw Bad(file, snapshot.Offset,

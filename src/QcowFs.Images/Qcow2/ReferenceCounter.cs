@@ -96,6 +96,9 @@ internal sealed class ReferenceCounter
     /// <summary>Clusters of the file, the last one perhaps in part.</summary>
     public long ClusterCount => (_fileLength + _header.ClusterSize - 1) / _header.ClusterSize;
 
+    /// <summary>Is told which part of the image has been counted, 0 to 1; or null.</summary>
+    public Action<double>? Progress { get; set; }
+
     /// <summary>Whether a snapshot's L1 table is aligned and within the limits, so that it can be walked.</summary>
     public static bool IsUsable(Qcow2Header header, Qcow2Snapshot snapshot) =>
         snapshot.L1Offset >= 0 && snapshot.L1Offset < Qcow2Limits.MaxHostOffset && snapshot.L1Offset % header.ClusterSize == 0
@@ -202,7 +205,11 @@ internal sealed class ReferenceCounter
         for (int i = 0; i < references.Length;)
         {
             if (references[i].Offset >= stretch.End)
+            {
                 stretch = ReadStretch(references[i..]);
+                Progress?.Invoke((_window.First + (double)i / references.Length * _window.Count) / Math.Max(1, ClusterCount));
+            }
+
             long offset = references[i].Offset;
             long weight = 0;
             bool active = false;

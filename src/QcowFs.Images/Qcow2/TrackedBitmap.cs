@@ -23,6 +23,10 @@ internal sealed class TrackedBitmap(Qcow2Bitmap entry, ulong[] table, long virtu
     /// <summary>All of it is in the image.</summary>
     public bool IsStored { get; set; }
 
+    /// <summary>Granules of such a disk.</summary>
+    public static long BitsFor(long virtualSize, int granularityBits) =>
+        (virtualSize >> granularityBits) + ((virtualSize & ((1L << granularityBits) - 1)) == 0 ? 0 : 1);
+
     /// <summary>Bytes that the bits of such a disk take in memory.</summary>
     public static long SizeFor(long virtualSize, int granularityBits) => (BitsFor(virtualSize, granularityBits) + 63) / 64 * sizeof(ulong);
 
@@ -96,6 +100,4 @@ internal sealed class TrackedBitmap(Qcow2Bitmap entry, ulong[] table, long virtu
         return _words.AsSpan(first, Math.Min(perCluster, _words.Length - first));
     }
 
-    private static long BitsFor(long virtualSize, int granularityBits) =>
-        (virtualSize >> granularityBits) + ((virtualSize & ((1L << granularityBits) - 1)) == 0 ? 0 : 1);
 }

@@ -37,7 +37,7 @@ internal sealed class RawFormat : IImageFormat
     {
         public IReadOnlyList<NamedReference> References => [];
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
@@ -48,7 +48,7 @@ internal sealed class RawFormat : IImageFormat
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) => new RawImage(file, options);
 
-        public void Resize(long size, IDiskImage? backing)
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
         {
             file.SetLength(size);
             file.Sync();

@@ -143,7 +143,18 @@ internal sealed partial class VhdxBlockMap
             long host = _state.Space!.Take(VhdxLimits.BitmapBlockSize, out bool grown);
             if (grown)
                 _state.NoteGrowth();
-            _file.Reserve(host, VhdxLimits.BitmapBlockSize);
+            bool reserved = false;
+            try
+            {
+                _file.Reserve(host, VhdxLimits.BitmapBlockSize);
+                reserved = true;
+            }
+            finally
+            {
+                if (!reserved)
+                    _state.Space.Free(host, VhdxLimits.BitmapBlockSize);
+            }
+
             lock (_cache.Gate)
                 Set(table, (int)(EntryOffset(index) & (VhdxLimits.SectorSize - 1)), new BatEntry(BlockState.FullyPresent, host));
         }

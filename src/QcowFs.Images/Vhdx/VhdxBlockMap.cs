@@ -112,8 +112,10 @@ internal sealed partial class VhdxBlockMap : IBlockMap
                 // A neighbour is told about when it is asked for.
                 if (block > first)
                     break;
+                if (problem is not null)
+                    return new Scan(default, false, problem);
                 Extent sectors = new(ExtentKind.Data, Math.Min(length, covered + _blockMask + 1), entry.Offset);
-                return new Scan(sectors, problem is null, problem);
+                return new Scan(sectors, true, null);
             }
 
             ExtentKind kind = KindOf(entry.State);

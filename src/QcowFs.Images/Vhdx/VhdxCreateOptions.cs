@@ -62,6 +62,9 @@ internal sealed record VhdxCreateOptions
     {
         if (size > VhdxLimits.MaxVirtualSize)
             throw new ImageOptionException("SIZE", $"{size} bytes are more than the 64 TiB that a VHDX disk can have");
+        // QEMU counts the table's entries of an empty disk as if it were endless.
+        if (size == 0)
+            throw new ImageOptionException("SIZE", "a VHDX disk cannot be empty");
         long rounded = (size + sector - 1) & -sector;
         return parent is null || rounded == parent.Metadata.VirtualSize ? rounded
             : throw new ImageOptionException("SIZE", $"a disk with a parent has its parent's size, {parent.Metadata.VirtualSize} bytes");

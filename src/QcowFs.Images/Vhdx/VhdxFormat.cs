@@ -24,7 +24,7 @@ internal sealed class VhdxFormat : IImageFormat
         public IReadOnlyList<NamedReference> References { get; } =
             layout.Metadata.Parent is { } parent ? ParentPath.Candidates(parent) : [];
 
-        public IImageLayer AtSnapshot(string name) => throw NoSnapshots();
+        public IImageLayer AtSnapshot(string name, bool isId) => throw NoSnapshots();
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now) => throw NoSnapshots();
 
@@ -53,7 +53,7 @@ internal sealed class VhdxFormat : IImageFormat
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
             VhdxImage.Open(new VhdxParts(layout, file, backing, options));
 
-        public void Resize(long size, IDiskImage? backing)
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
         {
             backing?.Dispose();
             VhdxResize.Run(layout, file, size, GuidSource.System);

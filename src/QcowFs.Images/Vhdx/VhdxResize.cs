@@ -21,13 +21,14 @@ internal static class VhdxResize
     public static void Run(VhdxLayout layout, IStorage file, long size, GuidSource guids)
     {
         RequirePossible(layout, file, size);
-        if (size == layout.Metadata.VirtualSize)
-            return;
-        VhdxReplay.Run(file, guids);
+        string? replayed = VhdxReplay.Run(file, guids);
         layout = VhdxLayout.Read(file);
         VhdxMetadata metadata = layout.Metadata;
         BatGeometry geometry = new(size, metadata.BlockSize, metadata.LogicalSectorSize, hasParent: false);
         VhdxSpace space = VhdxSpace.Scan(layout, file);
+        // An interrupted resize may have come as far as the new size and not given its space back.
+        if (size == metadata.VirtualSize && replayed is null && space.UsedEnd() >= file.Length)
+            return;
         if (geometry.TableLength > layout.Regions.Bat.Length)
         {
             layout.Headers.Change(file, header => header with { FileWriteGuid = guids.Next() });
@@ -39,7 +40,7 @@ internal static class VhdxResize
         VhdxEdit edit = VhdxEdit.Begin(layout, file, guids, space);
         if (size > metadata.VirtualSize)
             Grow(edit, file, geometry);
-        else
+        else if (size < metadata.VirtualSize)
             Shrink(edit, file, geometry);
         edit.End();
     }

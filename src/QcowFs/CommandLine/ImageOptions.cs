@@ -6,8 +6,8 @@ namespace QcowFs.CommandLine;
 /// <summary>Format, references and JSON; and the door to images.</summary>
 internal static class ImageOptions
 {
-    /// <summary>The names of all formats.</summary>
-    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.Order(StringComparer.Ordinal)];
+    /// <summary>The names of the formats, the plainest first.</summary>
+    public static string[] FormatNames { get; } = [.. ImageOpener.FormatNames.OrderBy(name => name != "raw")];
 
     /// <summary>The same for people.</summary>
     public static string FormatList => string.Join(", ", FormatNames);

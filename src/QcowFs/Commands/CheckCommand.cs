@@ -1,7 +1,7 @@
 // qcowfs check: consistency of an image; changes nothing unless asked to repair.
-using System.Text.Json;
 using QcowFs.CommandLine;
 using QcowFs.Images;
+using QcowFs.Server;
 
 namespace QcowFs.Commands;
 
@@ -18,7 +18,8 @@ internal static class CheckCommand
     {
         Notes = """
             Exit codes: 0 clean, 1 could not check, 2 corruption, 3 leaks only; after a repair they say what is left.
-            Nothing is changed without --repair, which wants an image that nobody uses.
+            Nothing is changed without --repair, which wants an image that nobody uses. An image that is mounted is
+            checked by its server, as it is at that moment.
             """,
     };
 
@@ -26,13 +27,23 @@ internal static class CheckCommand
     {
         string path = line.Operands[0];
         string? format = ImageOptions.FormatOf(line);
-        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
-        CheckReport report = !line.Has(Repair) ? ImageOptions.Opener.Check(path, format, policy)
-            : ImageOptions.Opener.Repair(
-                path, line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All, format, policy);
-        if (line.Has(ImageOptions.Json)) Output.WriteJson(json => Write(json, path, report));
+        CheckReport report = Check(line, path, format);
+        if (line.Has(ImageOptions.Json)) Output.WriteJson(json => CheckReports.Write(json, path, report));
         else Print(path, report);
         return report.ExitCode;
+    }
+
+    private static CheckReport Check(ParsedLine line, string path, string? format)
+    {
+        RepairMode? mode = !line.Has(Repair) ? null : line.Choice(Repair, "all", "leaks") == "leaks" ? RepairMode.Leaks : RepairMode.All;
+        ReferencePolicy policy = ImageOptions.ReferencesOf(line);
+        using ProgressLine? progress = ProgressLine.OnTerminal(mode is null ? "checking" : "repairing");
+        Action<double>? told = progress is null ? null : progress.Report;
+        if (mode is not null) return ImageOptions.Opener.Repair(path, mode.Value, format, policy, told);
+        CheckReport? report = null;
+        return ImageServers.Run(path, () => report = ImageOptions.Opener.Check(path, format, policy, told), "check", static _ => { }) is { } answer
+            ? CheckReports.Read(answer.GetProperty("report"))
+            : report!;
     }
 
     private static void Print(string path, CheckReport report)
@@ -41,7 +52,7 @@ internal static class CheckCommand
         {
             string place = finding.Offset < 0 ? "" : $" at byte {finding.Offset}";
             Console.Out.WriteLine(Output.Safe(
-                $"{SeverityName(finding.Severity)}: {finding.Structure}{place}: {finding.Message} (repair: {finding.Repair})"));
+                $"{CheckReports.SeverityName(finding.Severity)}: {finding.Structure}{place}: {finding.Message} (repair: {finding.Repair})"));
         }
         if (report.FindingsNotListed > 0) Console.Out.WriteLine($"... and {report.FindingsNotListed} more");
         if (report.CorruptionsFixed + report.LeaksFixed > 0)
@@ -63,49 +74,4 @@ internal static class CheckCommand
         if (report.Leaks > 0) counts.Add($"{report.Leaks} leaked");
         return counts.Count == 0 ? "clean" : string.Join(", ", counts);
     }
-
-    private static void Write(Utf8JsonWriter json, string path, CheckReport report)
-    {
-        json.WriteStartObject();
-        json.WriteString("filename", path);
-        json.WriteString("format", report.Format);
-        json.WriteNumber("check-errors", report.CheckErrors);
-        json.WriteNumber("corruptions", report.Corruptions);
-        json.WriteNumber("leaks", report.Leaks);
-        json.WriteNumber("corruptions-fixed", report.CorruptionsFixed);
-        json.WriteNumber("leaks-fixed", report.LeaksFixed);
-        WriteNumber(json, "image-end-offset", report.ImageEndOffset);
-        WriteNumber(json, "total-clusters", report.TotalClusters);
-        WriteNumber(json, "allocated-clusters", report.AllocatedClusters);
-        WriteNumber(json, "compressed-clusters", report.CompressedClusters);
-        json.WriteStartArray("findings");
-        foreach (CheckFinding finding in report.Findings)
-        {
-            json.WriteStartObject();
-            json.WriteString("kind", finding.Kind);
-            json.WriteString("severity", SeverityName(finding.Severity));
-            json.WriteString("structure", finding.Structure);
-            json.WriteNumber("offset", finding.Offset);
-            json.WriteString("message", finding.Message);
-            json.WriteString("repair", finding.Repair);
-            json.WriteEndObject();
-        }
-        json.WriteEndArray();
-        json.WriteNumber("findings-not-listed", report.FindingsNotListed);
-        json.WriteEndObject();
-    }
-
-    private static void WriteNumber(Utf8JsonWriter json, string key, long? value)
-    {
-        if (value is { } number) json.WriteNumber(key, number);
-        else json.WriteNull(key);
-    }
-
-    private static string SeverityName(CheckSeverity severity) => severity switch
-    {
-        CheckSeverity.Leak => "leak",
-        CheckSeverity.Harmless => "harmless",
-        CheckSeverity.Corruption => "corruption",
-        _ => "unchecked",
-    };
 }

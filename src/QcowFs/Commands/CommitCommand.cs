@@ -22,9 +22,10 @@ internal static class CommitCommand
     {
         OpenOptions options = new() { Format = ImageOptions.FormatOf(line), References = ImageOptions.ReferencesOf(line) };
         string path = line.Operands[0];
-        using ProgressLine progress = new(Output.Safe(path));
-        CommitResult result = new ImageEditor(HostFileSystem.Instance, TimeProvider.System).Commit(path, options, progress.Report);
-        progress.Clear();
+        using ProgressLine? progress = ProgressLine.OnTerminal(Output.Safe(path));
+        CommitResult result = new ImageEditor(HostFileSystem.Instance, TimeProvider.System)
+            .Commit(path, options, (done, all) => progress?.Report(done, all));
+        progress?.Dispose();
         string grown = result.GrownTo is { } size ? $", which grew to {Sizes.Describe(size)}" : "";
         Console.Out.WriteLine(
             $"{Output.Safe(path)}: {Sizes.Describe(result.Written)} written to {Output.Safe(result.BasePath)}{grown}, {Sizes.Describe(result.Zeroed)} made zero; the overlay is empty");

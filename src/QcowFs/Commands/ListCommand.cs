@@ -37,8 +37,8 @@ internal static class ListCommand
         foreach ((MountEntry mount, JsonDocument? status) in found)
         {
             json.WriteStartObject();
-            json.WriteString("mountpoint", mount.MountPoint);
-            json.WriteString("source", mount.Source);
+            json.WriteString("mountpoint", HostText.Show(mount.MountPoint));
+            json.WriteString("source", HostText.Show(mount.Source));
             json.WriteString("state", status is null ? "dead" : "mounted");
             if (status is not null)
             {
@@ -51,20 +51,40 @@ internal static class ListCommand
 
     private static void Print(MountEntry mount, JsonDocument? status)
     {
-        if (status is null)
+        if (status is null || status.RootElement.TryGetProperty("failure", out _))
         {
-            Console.Out.WriteLine($"{mount.MountPoint}  {mount.Source}  its server does not answer");
+            Console.Out.WriteLine(Output.Safe($"{mount.MountPoint}  {mount.Source}  its server does not answer"));
             return;
         }
         JsonElement facts = status.RootElement;
         string access = facts.GetProperty("writable").GetBoolean() ? "writable" : "read-only";
-        foreach (JsonElement image in facts.GetProperty("images").EnumerateArray())
+        string server = $"pid {facts.GetProperty("pid").GetInt32()}{(facts.GetProperty("frozen").GetBoolean() ? "  FROZEN" : "")}";
+        JsonElement images = facts.GetProperty("images");
+        if (facts.GetProperty("directory").GetBoolean())
+        {
+            Console.Out.WriteLine(Output.Safe($"{mount.MountPoint}  {mount.Source}  {images.GetArrayLength()} images  {access}  {server}"));
+            foreach (JsonElement image in images.EnumerateArray())
+                if (Describe(image) is { } line) Console.Out.WriteLine(Output.Safe($"  {image.GetProperty("name").GetString()}  {line}"));
+            return;
+        }
+        foreach (JsonElement image in images.EnumerateArray())
         {
             string failure = image.GetProperty("failure").GetString() is { } text ? $"  FAILED: {text}" : "";
-            Console.Out.WriteLine(
+            Console.Out.WriteLine(Output.Safe(
                 $"{mount.MountPoint}  {mount.Source}  {image.GetProperty("format").GetString()}  "
                 + $"{Sizes.Describe(image.GetProperty("virtual-size").GetInt64())}  {access}  "
-                + $"{image.GetProperty("opens").GetInt32()} open  pid {facts.GetProperty("pid").GetInt32()}{failure}");
+                + $"{image.GetProperty("opens").GetInt32()} open  {server}{failure}"));
         }
+    }
+
+    /// <summary>An image of a directory in a few words; null where nobody uses it and nothing is wrong with it.</summary>
+    private static string? Describe(JsonElement image)
+    {
+        string? wrong = image.GetProperty("failure").GetString() ?? image.GetProperty("error").GetString();
+        if (!image.GetProperty("open").GetBoolean() && wrong is null) return null;
+        string held = image.GetProperty("open").GetBoolean()
+            ? $"{image.GetProperty("format").GetString()}  {Sizes.Describe(image.GetProperty("virtual-size").GetInt64())}  {image.GetProperty("opens").GetInt32()} open"
+            : "not open";
+        return held + (wrong is null ? "" : $"  FAILED: {wrong}");
     }
 }

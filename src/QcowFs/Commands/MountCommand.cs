@@ -8,14 +8,17 @@ namespace QcowFs.Commands;
 internal static class MountCommand
 {
     public static Command Table { get; } = new(
-        "mount", "mount an image: its disk appears as a raw file", ["SOURCE", "MOUNTPOINT"], MountSettings.All, Run)
+        "mount", "mount an image, or all images of a directory: disks appear as raw files", ["SOURCE", "MOUNTPOINT"], MountSettings.All, Run)
     {
         ListOption = MountSettings.List,
         Notes =
             """
-            SOURCE is an image file. MOUNTPOINT is an empty directory, where the disk appears as NAME.raw, or a regular
-            file, which is covered and then is the raw disk. Without -w no byte of the image changes. The command returns
-            when the mount answers; a background server keeps it until "qcowfs umount MOUNTPOINT".
+            SOURCE is an image file, or a directory of them. MOUNTPOINT is an empty directory, where the disk appears as
+            NAME.raw, its partitions as NAME.pN.raw and its internal snapshots as NAME@SNAPSHOT.raw, or for a single image
+            a regular file, which is covered and then is the raw disk. Images of a directory appear and vanish with their
+            files, are open only while they are used, and are not looked for below it; a raw one is found with -f raw.
+            Without -w no byte of an image changes. The command returns when the mount answers; a background server keeps
+            it until "qcowfs umount MOUNTPOINT".
             A loop device needs root, and root sees an ordinary user's mount only with --allow-other.
             """,
     };
@@ -26,6 +29,6 @@ internal static class MountCommand
         if (settings.StaysInForeground) return MountServer.Run(settings, () => true);
         return Launcher.IsServer
             ? MountServer.Run(settings, Launcher.ReportReady)
-            : Launcher.Launch(Environment.GetCommandLineArgs().AsSpan(1).ToArray(), settings.MountPoint, settings.Open.DirectIo);
+            : Launcher.Launch(Program.GivenWords(Environment.GetCommandLineArgs()[1..]), settings.MountPoint, settings.Open.DirectIo);
     }
 }

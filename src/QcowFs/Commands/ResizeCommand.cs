@@ -1,6 +1,8 @@
 // qcowfs resize.
+using System.Text.Json;
 using QcowFs.CommandLine;
 using QcowFs.Images;
+using QcowFs.Server;
 
 namespace QcowFs.Commands;
 
@@ -10,17 +12,34 @@ internal static class ResizeCommand
     private static readonly Option Shrink = new("shrink", "allow a smaller size: what lies past it is lost");
 
     public static Command Table { get; } = new(
-        "resize", "give the disk of an image that is not mounted another size", ["IMAGE", "[+|-]SIZE"],
+        "resize", "give the disk of an image another size", ["IMAGE", "[+|-]SIZE"],
         [Shrink, ImageOptions.Format, ImageOptions.References], Run)
     {
-        Notes = "With + or - the disk becomes larger or smaller by SIZE. New bytes read as zeros.",
+        Notes =
+            """
+            With + or - the disk becomes larger or smaller by SIZE. New bytes read as zeros. The disk of a mounted image is
+            changed by its server, while programs have it open; a loop device on it learns of it by "losetup -c".
+            """,
     };
 
     private static int Run(ParsedLine line)
     {
         OpenOptions options = new() { Format = ImageOptions.FormatOf(line), References = ImageOptions.ReferencesOf(line) };
         string path = line.Operands[0];
-        long size = new ImageEditor(HostFileSystem.Instance, TimeProvider.System).Resize(path, options, Parse(line.Operands[1]), line.Has(Shrink));
+        SizeChange change = Parse(line.Operands[1]);
+        bool mayShrink = line.Has(Shrink);
+        long size = 0;
+        JsonElement? answer = ImageServers.Run(
+            path,
+            () => size = new ImageEditor(HostFileSystem.Instance, TimeProvider.System).Resize(path, options, change, mayShrink),
+            "resize",
+            json =>
+            {
+                json.WriteNumber("bytes", change.Bytes);
+                json.WriteNumber("sign", change.Sign);
+                json.WriteBoolean("shrink", mayShrink);
+            });
+        if (answer is { } done) size = done.GetProperty("size").GetInt64();
         Console.Out.WriteLine($"{Output.Safe(path)}: the disk has {Sizes.Describe(size)} ({size} bytes)");
         return ExitCode.Done;
     }

@@ -1,7 +1,8 @@
-// qcowfs snapshot: the internal snapshots of an image that is not in use by another process.
+// qcowfs snapshot: the internal snapshots of an image, mounted or not.
 using QcowFs.CommandLine;
 using QcowFs.FileSystem;
 using QcowFs.Images;
+using QcowFs.Server;
 
 namespace QcowFs.Commands;
 
@@ -9,7 +10,7 @@ namespace QcowFs.Commands;
 internal static class SnapshotCommand
 {
     public static Command Table { get; } = new(
-        "snapshot", "list, create, apply or delete internal snapshots of an image that is not mounted",
+        "snapshot", "list, create, apply or delete internal snapshots of an image",
         ["ACTION", "IMAGE", "[NAME]"], [ImageOptions.Format, ImageOptions.Json], Run)
     {
         Notes =
@@ -19,7 +20,9 @@ internal static class SnapshotCommand
               create   keep the disk as it is as the snapshot NAME
               apply    make the disk what it was when snapshot NAME was made: what was written since is lost
               delete   delete the snapshot NAME
-            A snapshot is found by its name, or else by its id. "qcowfs mount --snapshot=NAME IMAGE MOUNTPOINT" shows its disk.
+            A snapshot is found by its name, or else by its id. A mount shows the disk of each as a file; "qcowfs mount
+            --snapshot=NAME IMAGE MOUNTPOINT" shows that of one alone. An image that is mounted writable is changed by its
+            server: to apply a snapshot nobody may have the disk open, to delete one nobody its file.
             """,
     };
 
@@ -36,7 +39,17 @@ internal static class SnapshotCommand
     {
         if (line.Operands.Count < 3) throw CommandFailure.Usage("NAME", "missing", line.Command.HelpHint);
         if (line.Has(ImageOptions.Json)) throw CommandFailure.Usage(ImageOptions.Json.Display, "is for list only", "leave it out");
-        new ImageEditor(HostFileSystem.Instance, TimeProvider.System).EditSnapshot(line.Operands[1], ImageOptions.FormatOf(line), action, line.Operands[2]);
+        string path = line.Operands[1];
+        string name = line.Operands[2];
+        ImageServers.Run(
+            path,
+            () => new ImageEditor(HostFileSystem.Instance, TimeProvider.System).EditSnapshot(path, ImageOptions.FormatOf(line), action, name),
+            "snapshot",
+            json =>
+            {
+                json.WriteString("action", line.Operands[0]);
+                json.WriteString("name", name);
+            });
         return ExitCode.Done;
     }
 

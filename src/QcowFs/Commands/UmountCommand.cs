@@ -20,18 +20,14 @@ internal static class UmountCommand
     /// <summary>Unmounts what is mounted at a path and prints the receipt.</summary>
     public static int Run(string given, bool lazy, bool json)
     {
-        Errno errno = Libc.Canonical(given, out string path);
-        if (errno == Errno.ENOENT) throw new CommandFailure(given, "no such file or directory", "see \"qcowfs list\"");
-        if (errno != Errno.None) throw new CommandFailure(given, ErrnoText.Describe(errno), "see \"qcowfs list\"");
-        MountEntry mount = MountTable.FindTop(path) ?? throw new CommandFailure(given, "nothing is mounted there", "see \"qcowfs list\"");
-        if (!mount.IsOurs) throw new CommandFailure(given, $"the mount there is {mount.Type}, not ours", $"run \"umount {given}\"");
+        MountEntry mount = OurMounts.At(given);
         Receipt receipt = Unmount(given, mount, lazy);
         if (json) Output.WriteJson(receipt.Write);
         else foreach (string text in receipt.Lines()) Console.Out.WriteLine(text);
         foreach (FileSystem.ImageReceipt image in receipt.Images)
         {
             if (image.Error is not null)
-                throw new CommandFailure(image.Name, $"not everything is on stable storage: {image.Error}", $"run \"qcowfs check\" on it");
+                throw new CommandFailure(Output.Safe(image.Name), $"not everything is on stable storage: {image.Error}", $"run \"qcowfs check\" on it");
         }
         return ExitCode.Done;
     }
@@ -54,6 +50,7 @@ internal static class UmountCommand
             });
             if (answer is null) throw WithoutServer(given, mount);
             if (answer.RootElement.TryGetProperty("receipt", out JsonElement receipt)) return Receipt.Read(receipt);
+            if (answer.RootElement.TryGetProperty("failure", out JsonElement failure)) throw new ServerFailure(failure.GetString()!);
             if (answer.RootElement.TryGetProperty("error", out JsonElement error))
                 throw new CommandFailure(given, error.GetString()!, answer.RootElement.GetProperty("advice").GetString()!);
             holders = Holders.Find(mount);

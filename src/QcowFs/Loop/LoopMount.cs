@@ -42,10 +42,10 @@ internal static class LoopMount
 
     /// <summary>The mounts that <c>qcowfs loop</c> made and that this user may see.</summary>
     public static IEnumerable<MountEntry> All() =>
-        MountTable.Read().Where(m => m.IsOurs && Path.GetDirectoryName(m.MountPoint) is { } directory && IsLoopDirectory(directory, m.UserId));
+        MountTable.Read().Where(m => m.IsOurs && Path.GetDirectoryName(m.MountPoint) is { } directory && IsLoopDirectory(directory, m));
 
-    private static bool IsLoopDirectory(string directory, uint user) =>
-        RuntimeDirectory.CandidatesFor(user).Any(c => directory == c + "/loop" || (Libc.Canonical(c + "/loop", out string real) == Errno.None && real == directory));
+    private static bool IsLoopDirectory(string directory, MountEntry mount) =>
+        RuntimeDirectory.CandidatesFor(mount.UserId, RuntimeDirectory.SocketName(mount.Device)).Any(c => directory == c + "/loop" || (Libc.Canonical(c + "/loop", out string real) == Errno.None && real == directory));
 
     // A server that was terminated, or killed, could not come back for the file below its mount.
     private static void RemoveAbandoned(string directory)

@@ -10,12 +10,13 @@ internal static class ControlClient
     /// <summary>Sends a request and waits for the answer, however long it takes; null where no server listens.</summary>
     public static JsonDocument? Ask(MountEntry mount, Action<Utf8JsonWriter> request)
     {
-        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId))
+        string name = RuntimeDirectory.SocketName(mount.Device);
+        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId, name))
         {
             using Socket socket = new(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
             try
             {
-                socket.Connect(new UnixDomainSocketEndPoint($"{directory}/{RuntimeDirectory.SocketName(mount.Device)}"));
+                socket.Connect(new UnixDomainSocketEndPoint($"{directory}/{name}"));
                 ControlChannel.Send(socket, request);
                 if (ControlChannel.Receive(socket) is { } answer) return answer;
             }
@@ -30,9 +31,10 @@ internal static class ControlClient
     /// <summary>Removes what a dead server left in the runtime directory.</summary>
     public static void RemoveStaleSocket(MountEntry mount)
     {
-        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId))
+        string name = RuntimeDirectory.SocketName(mount.Device);
+        foreach (string directory in RuntimeDirectory.CandidatesFor(mount.UserId, name))
         {
-            string path = $"{directory}/{RuntimeDirectory.SocketName(mount.Device)}";
+            string path = $"{directory}/{name}";
             if (File.Exists(path)) File.Delete(path);
         }
     }

@@ -79,7 +79,7 @@ internal sealed class ControlServer : IDisposable
             peer.ReceiveTimeout = peer.SendTimeout = (int)AnswerTimeout.TotalMilliseconds;
             if (!IsAllowed(peer)) return;
             using JsonDocument? request = ControlChannel.Receive(peer);
-            if (request is not null) ControlChannel.Send(peer, json => _answer(request.RootElement, json));
+            if (request is not null) Answer(peer, request.RootElement);
         }
         catch (SocketException)
         {
@@ -91,6 +91,27 @@ internal sealed class ControlServer : IDisposable
             peer.Dispose();
             lock (_gate) _talking.Remove(Thread.CurrentThread);
         }
+    }
+
+    /// <summary>A request that meets a defect is answered too: it must not end the server, whose images others use.</summary>
+    private void Answer(Socket peer, JsonElement request)
+    {
+        string line;
+        try
+        {
+            ControlChannel.Send(peer, json => _answer(request, json));
+            return;
+        }
+        catch (Exception fault) when (fault is not SocketException)
+        {
+            line = ErrorLine.For(fault);
+        }
+        ControlChannel.Send(peer, json =>
+        {
+            json.WriteStartObject();
+            json.WriteString("failure", line);
+            json.WriteEndObject();
+        });
     }
 
     /// <summary>struct ucred of the peer: process, user, group.</summary>

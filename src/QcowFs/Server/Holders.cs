@@ -11,10 +11,11 @@ internal static class Holders
     public static List<string> Find(MountEntry mount)
     {
         List<string> holders = [];
+        HashSet<int> callers = Callers();
         foreach (string directory in Directory.EnumerateDirectories("/proc"))
         {
             string process = Path.GetFileName(directory);
-            if (!int.TryParse(process, NumberStyles.None, CultureInfo.InvariantCulture, out int id) || id == Environment.ProcessId) continue;
+            if (!int.TryParse(process, NumberStyles.None, CultureInfo.InvariantCulture, out int id) || callers.Contains(id)) continue;
             try
             {
                 if (Holds(directory, process, mount)) holders.Add($"{File.ReadAllText(directory + "/comm").TrimEnd()} (process {process})");
@@ -34,6 +35,29 @@ internal static class Holders
             if (other.Id != mount.Id && IsBelow(other.MountPoint, mount.MountPoint) && other.MountPoint != mount.MountPoint)
                 holders.Add("the mount at " + other.MountPoint);
         return holders;
+    }
+
+    /// <summary>This process, and umount(8) where it called us: that has the mount point open while it waits for us.</summary>
+    private static HashSet<int> Callers()
+    {
+        HashSet<int> callers = [Environment.ProcessId];
+        int process = Environment.ProcessId;
+        try
+        {
+            while (process > 1)
+            {
+                // pid (comm) state parent; the name may hold anything, so the fields are counted behind its end.
+                string stat = File.ReadAllText($"/proc/{process}/stat");
+                string name = stat[(stat.IndexOf('(', StringComparison.Ordinal) + 1)..stat.LastIndexOf(')')];
+                if (name == "umount") callers.Add(process);
+                process = int.Parse(stat[(stat.LastIndexOf(')') + 2)..].Split(' ')[1], CultureInfo.InvariantCulture);
+            }
+        }
+        catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+        {
+            return callers; // it has ended, or may not be looked at
+        }
+        return callers;
     }
 
     private static bool Holds(string directory, string process, MountEntry mount)

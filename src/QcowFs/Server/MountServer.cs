@@ -25,15 +25,14 @@ internal sealed class MountServer : IDisposable
     private readonly MountPoint _mountPoint;
     private readonly string _source; // absolute
     private readonly ServerLog _log;
-    private readonly MountedImage _image;
+    private readonly ImageDirectory? _directory;
     private readonly DiskFileSystem _fileSystem;
-    private readonly FileStorage _hostFile; // for facts only; by descriptor, since the mount may cover the path (M3)
-    private readonly OpenedOverlay? _overlay;
     private readonly string? _overlayPath; // absolute; null: none, or a temporary one
     private readonly ManualResetEventSlim _ended = new(false);
     private FuseMount? _mount;
     private Receipt? _receipt; // set before _ended
     private int _terminations;
+    private volatile bool _frozen;
 
     private MountServer(MountSettings settings)
     {
@@ -45,31 +44,52 @@ internal sealed class MountServer : IDisposable
         _log = new ServerLog(log, _mountPoint.Path, TimeProvider.System);
         _source = Path.GetFullPath(settings.Source);
         _overlayPath = settings.OverlayFile is { } overlay ? Path.GetFullPath(overlay) : null;
-        _hostFile = HostFiles.Open(settings.Source, StorageAccess.Read);
-        // Read before the mount exists (M3), with ourselves as who has it open.
-        ImageFileFacts facts = ImageOptions.Opener.ReadInfo(settings.Source, settings.Open.Format) with
-        {
-            Lock = new LockFacts($"qcowfs (process {Environment.ProcessId})", settings.Open.Writable),
-        };
         OpenOptions open = settings.Open with { Log = _log.Write };
-        if (open.StreamRate is not null && facts.Format != "add-cow")
+        if (!IsDirectory(settings.Source))
         {
-            throw CommandFailure.Usage(MountSettings.Stream.Display, $"{settings.Source} is {facts.Format}, and only add-cow images are filled from their backing file",
-                "leave it out");
+            _fileSystem = ForImage(open);
+            return;
         }
-        if (settings.HasOverlay) _overlay = OpenOverlay(open);
-        IDiskImage disk = _overlay?.Disk ?? ImageOptions.Opener.Open(settings.Source, open);
-        facts = facts with { VirtualSize = disk.Length }; // a snapshot's may be another than the image's
-        _image = new MountedImage(Path.GetFileName(settings.Source), disk, facts, HostFacts);
-        _fileSystem = _mountPoint.IsFile
-            ? DiskFileSystem.ForFile(_image, settings.Tree)
-            : DiskFileSystem.ForDirectory(_image, settings.Tree, TimeProvider.System);
+        if (_mountPoint.IsFile)
+            throw new CommandFailure(settings.MountPoint, "is a regular file, which can show one image only", "give a directory");
+        if (settings.HasOverlay)
+            throw CommandFailure.Usage(MountSettings.Overlay.Display, $"{settings.Source} is a directory, and an overlay lies over one image", "give that image");
+        _directory = new ImageDirectory(_source, new ImageDirectoryOptions
+        {
+            Open = open,
+            ShowsPartitions = settings.Tree.ShowsPartitions,
+            Log = _log.Write,
+            Describe = ErrorLine.For,
+        });
+        _fileSystem = DiskFileSystem.ForDirectory(_directory, settings.Tree, TimeProvider.System, _log.Write);
     }
 
-    private OpenedOverlay OpenOverlay(OpenOptions options)
+    private static bool IsDirectory(string path) =>
+        Libc.Status(path, 0, out StatxData facts) == Errno.None && (facts.Mode & Libc.S_IFMT) == Libc.S_IFDIR;
+
+    private DiskFileSystem ForImage(OpenOptions open)
     {
-        OverlayOpener opener = new(HostFileSystem.Instance);
-        return _settings.OverlayFile is { } file ? opener.Open(_settings.Source, file, options) : opener.OpenTemporary(_settings.Source, options);
+        if (open.StreamRate is not null && ImageOptions.Opener.ReadInfo(_settings.Source, open.Format).Format is var format and not "add-cow")
+        {
+            throw CommandFailure.Usage(MountSettings.Stream.Display,
+                $"{_settings.Source} is {format}, and only add-cow images are filled from their backing file", "leave it out");
+        }
+        MountedImage image = new(
+            new MountedImageOptions
+            {
+                Name = Path.GetFileName(_settings.Source),
+                Writable = _settings.IsWritable,
+                StaysOpen = true,
+                ShowsPartitions = _settings.Tree.ShowsPartitions,
+                Log = _log.Write,
+                Describe = ErrorLine.For,
+            },
+            () => _settings.HasOverlay
+                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _settings.OverlayFile, open)
+                : new ImageHold(HostFileSystem.Instance, _settings.Source, open));
+        return _mountPoint.IsFile
+            ? DiskFileSystem.ForFile(image, _settings.Tree)
+            : DiskFileSystem.ForImage(image, _settings.Tree, TimeProvider.System, _log.Write);
     }
 
     /// <summary>Serves the mount; returns when it has ended and everything is closed. <paramref name="ready"/> is called when the mount
@@ -83,8 +103,8 @@ internal sealed class MountServer : IDisposable
     public void Dispose()
     {
         _mount?.Dispose();
-        if (_receipt is null) _image.Close(); // a start that failed: nobody asks for the receipt
-        _hostFile.Dispose();
+        if (_receipt is null) _fileSystem.Close(); // a start that failed: nobody asks for the receipt
+        _directory?.Dispose();
         _log.Dispose();
         _ended.Dispose();
     }
@@ -111,11 +131,14 @@ internal sealed class MountServer : IDisposable
             ResidentMemory = IsResident,
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
+            Served = DiskFileSystem.Served,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
         });
         try
         {
             session.Start();
+            _fileSystem.NameLeft = name => session.InvalidateEntry(IFuseFileSystem.RootNode, name.Span);
+            _fileSystem.NodeChanged = node => session.InvalidateInode(node, -1, 0);
             return ServeUntilEnd(session, ready);
         }
         catch (Exception fault)
@@ -136,7 +159,7 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        _log.Write($"mounted {_source}{(_overlay is not null ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
+        _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
         if (_settings.StaysInForeground) ServiceNotice.Ready($"{_source} on {_mountPoint.Path}");
         using Watchdog watchdog = new(session.CopyRequestsInFlight, _log.Write, TimeProvider.System);
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
@@ -146,7 +169,7 @@ internal sealed class MountServer : IDisposable
             _log.Write($"the connection ended: {end}");
             Detach(); // a dead mount would stay in the tree
         }
-        Receipt receipt = new(_mountPoint.Path, [Checked(_image.Close())]); // M2
+        Receipt receipt = new(_mountPoint.Path, [.. _fileSystem.Close(Check).Select(WithOverlay)]); // M2
         foreach (string line in receipt.Lines())
         {
             _log.Write(line);
@@ -157,30 +180,17 @@ internal sealed class MountServer : IDisposable
         return receipt.IsDurable ? ExitCode.Done : ExitCode.Failed;
     }
 
-    /// <summary>Adds to the account of an image that was written what a check of it, or of the overlay in its place, finds, unless that
-    /// would take long.</summary>
-    private ImageReceipt Checked(ImageReceipt receipt)
+    private ImageReceipt WithOverlay(ImageReceipt receipt) =>
+        _settings.HasOverlay ? receipt with { Overlay = _overlayPath ?? ImageReceipt.TemporaryOverlay } : receipt;
+
+    /// <summary>What a check of an image, or of the overlay in its place, finds, for its account, unless it would take long.</summary>
+    private string Check(IImageHold hold)
     {
         const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
-        string written = _source;
-        if (_overlay is not null)
-        {
-            receipt = receipt with { Overlay = _overlayPath ?? ImageReceipt.TemporaryOverlay };
-            if (_overlayPath is null) return receipt;
-            written = _overlayPath;
-        }
-        if (receipt.Error is not null || receipt.Written + receipt.Discarded == 0) return receipt;
-        try
-        {
-            ImageFileFacts facts = ImageOptions.Opener.ReadInfo(written, _overlay is null ? _image.Facts.Format : "qcow2");
-            if (facts.ClusterSize is not { } cluster || facts.ActualSize / cluster > mostClusters) return receipt;
-            return receipt with { Check = CheckCommand.Summary(ImageOptions.Opener.Check(written, facts.Format, _settings.Open.References)) };
-        }
-        catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
-        {
-            _log.Write($"check after the close: {fault.Message}"); // somebody else has it already, most likely
-            return receipt;
-        }
+        if (_settings.HasOverlay && _overlayPath is null) return "not run"; // it is gone
+        ImageFileFacts facts = hold is OverlayHold overlay ? overlay.ReadOverlayFacts() : hold.ReadFacts();
+        bool isWorthIt = facts.ClusterSize is { } cluster && facts.ActualSize / cluster <= mostClusters;
+        return isWorthIt ? CheckCommand.Summary(hold.Check()) : "not run";
     }
 
     /// <summary>SIGTERM: everything so far becomes durable, the mount leaves the tree, and what is open is served to its last close.
@@ -193,9 +203,10 @@ internal sealed class MountServer : IDisposable
         _log.Write($"{context.Signal}: committing and detaching; files that are open are served until they are closed");
         try
         {
-            _image.Sync();
+            Thaw();
+            _fileSystem.SyncAll();
         }
-        catch (Exception fault) when (fault is StorageException or ImageFormatException)
+        catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
         {
             _log.Write(fault.Message); // the close will meet it again, and the exit code tells
         }
@@ -214,19 +225,10 @@ internal sealed class MountServer : IDisposable
         }
     }
 
-    /// <summary>Under an overlay the disk is kept in two files, and the overlay is the one that changes.</summary>
-    private HostFileFacts HostFacts()
+    private void Thaw()
     {
-        FileFacts facts = _hostFile.QueryFacts();
-        long allocated = facts.AllocatedBytes;
-        if (_overlay?.Facts() is { } overlay)
-        {
-            facts = overlay;
-            allocated += overlay.AllocatedBytes;
-        }
-        return new HostFileFacts(
-            allocated / HostFileFacts.BytesPerBlock,
-            DateTimeOffset.FromUnixTimeSeconds(facts.ModifiedSeconds).AddTicks(facts.ModifiedNanoseconds / 100));
+        _frozen = false;
+        _fileSystem.Thaw();
     }
 
     /// <summary>Answers a request of the control socket; on a thread of its own.</summary>
@@ -242,25 +244,121 @@ internal sealed class MountServer : IDisposable
                 if (request.GetProperty("again").GetBoolean()) _ended.Wait(RetryInterval);
                 Unmount(request.GetProperty("lazy").GetBoolean(), json);
                 break;
+            case "sync":
+                Attempt(request, json, () => Sync(request.GetProperty("state").GetString()));
+                break;
+            case "snapshot":
+                WithImage(request, json, image => image.EditSnapshot(ActionOf(request), request.GetProperty("name").GetString()!));
+                break;
+            case "resize":
+                WithImage(request, json, image => json.WriteNumber("size", image.Resize(
+                    new SizeChange(request.GetProperty("bytes").GetInt64(), request.GetProperty("sign").GetInt32()),
+                    request.GetProperty("shrink").GetBoolean())));
+                break;
+            case "check":
+                WithImage(request, json, image =>
+                {
+                    CheckReport report = image.Check();
+                    json.WritePropertyName("report");
+                    CheckReports.Write(json, request.GetProperty("path").GetString()!, report);
+                });
+                break;
             default:
-                json.WriteString("error", "the server does not know this request");
+                json.WriteString("failure", "the server does not know this request; use the program that mounted");
                 break;
         }
         json.WriteEndObject();
     }
 
+    private void Sync(string? state)
+    {
+        switch (state)
+        {
+            case "freeze":
+                _fileSystem.Freeze();
+                _frozen = true;
+                break;
+            case "thaw":
+                Thaw();
+                break;
+            default:
+                _fileSystem.SyncAll();
+                break;
+        }
+    }
+
+    private static SnapshotAction ActionOf(JsonElement request) => request.GetProperty("action").GetString() switch
+    {
+        "create" => SnapshotAction.Create,
+        "apply" => SnapshotAction.Apply,
+        _ => SnapshotAction.Delete,
+    };
+
+    /// <summary>Works on the image that a request means: that of a file, or without one the only one.</summary>
+    private void WithImage(JsonElement request, Utf8JsonWriter json, Action<MountedImage> work)
+    {
+        MountedImage? image = FindImage(request);
+        if (image is null)
+        {
+            json.WriteBoolean("no-such-image", true);
+            return;
+        }
+        Attempt(request, json, () => work(image));
+        _fileSystem.Refresh();
+    }
+
+    private MountedImage? FindImage(JsonElement request)
+    {
+        if (!request.TryGetProperty("inode", out JsonElement inode)) return _directory is null ? _fileSystem.Images[0] : null;
+        foreach (MountedImage image in _fileSystem.Images)
+        {
+            if (image.IsOpen && image.FileNow is { } file && file.Inode == inode.GetUInt64() && file.Device == request.GetProperty("device").GetUInt64())
+                return image;
+        }
+        return null;
+    }
+
+    /// <summary>Does what was asked for; a fault is answered in one line.</summary>
+    private void Attempt(JsonElement request, Utf8JsonWriter json, Action work)
+    {
+        string line;
+        try
+        {
+            work();
+            return;
+        }
+        catch (ImageBusyException busy)
+        {
+            line = $"{request.GetProperty("path").GetString()}: {busy.Problem}; {busy.Advice}";
+        }
+        catch (Exception fault) when (fault is StorageException or ImageFormatException or ImageInUseException)
+        {
+            line = ErrorLine.For(fault);
+        }
+        _log.Write(line);
+        json.WriteString("failure", line);
+    }
+
     private void WriteStatus(Utf8JsonWriter json)
     {
+        if (_directory is not null) _fileSystem.Refresh();
         json.WriteNumber("pid", Environment.ProcessId);
         json.WriteBoolean("writable", _settings.IsWritable);
+        json.WriteBoolean("directory", _directory is not null);
+        json.WriteBoolean("frozen", _frozen);
         json.WriteStartArray("images");
-        json.WriteStartObject();
-        json.WriteString("name", _image.Name);
-        json.WriteString("format", _image.Disk.Info.Format);
-        json.WriteNumber("virtual-size", _image.Disk.Length);
-        json.WriteNumber("opens", _image.Opens);
-        json.WriteString("failure", _image.Disk.Failure);
-        json.WriteEndObject();
+        foreach (MountedImage image in _fileSystem.Images)
+        {
+            json.WriteStartObject();
+            json.WriteString("name", HostText.Show(image.Name));
+            json.WriteString("format", image.Format);
+            json.WriteNumber("virtual-size", image.Length);
+            json.WriteBoolean("open", image.IsOpen);
+            json.WriteNumber("opens", image.Opens);
+            json.WriteString("failure", image.Failure);
+            json.WriteString("error", image.Error);
+            json.WriteEndObject();
+        }
         json.WriteEndArray();
     }
 
@@ -268,6 +366,7 @@ internal sealed class MountServer : IDisposable
     {
         try
         {
+            if (lazy && _frozen) Thaw(); // who waits to write is waited for
             _mount!.Unmount(lazy);
         }
         catch (FuseMountException fault) when (fault.Failure == FuseMountFailure.Busy)

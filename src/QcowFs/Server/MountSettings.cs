@@ -16,15 +16,17 @@ internal sealed record MountSettings
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
     { ValueIsOptional = true };
+    public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
-    public static readonly Option Uid = new("uid", "owner of the files; default: the mounting user", "N");
-    public static readonly Option Gid = new("gid", "group of the files", "N");
+    public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
+    public static readonly Option Gid = new("gid", "group of the files, by name or number", "GROUP");
     public static readonly Option Mode = new("mode", "permissions of the files; default: 0600 with -w or --overlay, else 0400", "OCTAL");
     public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
     public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
     public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
     public static readonly Option DirectIo = new(
         "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
+    public static readonly Option NoPartitions = new("no-partitions", "show no files for partitions");
     public static readonly Option Log = new("log", "log file; default: qcowfs.log in the runtime directory", "FILE");
     public static readonly Option Foreground = new("foreground", "stay in the foreground; log to standard error");
     public static readonly Option NonEmpty = new("nonempty", "allow a mount point that is not empty");
@@ -32,7 +34,8 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.
@@ -86,6 +89,13 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
+        if (!changesImage && line.Has(Dedup))
+            throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
+        foreach (Option option in DedupOptions.All)
+        {
+            if (line.Has(option) && !line.IsFromSettings(option) && !line.Has(Dedup))
+                throw CommandFailure.Usage(option.Display, "needs --dedup", "give --dedup too");
+        }
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
@@ -100,10 +110,12 @@ internal sealed record MountSettings
             OverlayFile = line.Value(Overlay),
             Tree = new FileSystem.TreeSettings
             {
-                Uid = (uint)(line.Number(Uid, 0, uint.MaxValue - 1) ?? Libc.GetUserId()),
-                Gid = (uint)(line.Number(Gid, 0, uint.MaxValue - 1) ?? Libc.GetGroupId()),
+                Uid = Owner(line, Uid, Libc.FindUser) ?? Libc.GetUserId(),
+                Gid = Owner(line, Gid, Libc.FindGroup) ?? Libc.GetGroupId(),
                 FileMode = ModeFrom(line) ?? (writable ? 0x180u : 0x100u), // 0600, 0400
                 AlwaysDirect = direct == "on",
+                ShowsPartitions = !line.Has(NoPartitions),
+                ShowsSnapshots = !line.Has(Snapshot),
             },
             OthersAllowed = line.Has(AllowOther),
             MayCoverFiles = line.Has(NonEmpty),
@@ -124,6 +136,7 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            Dedup = DedupOptions.From(line) is var dedup && line.Has(Dedup) ? dedup : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         const long least = 1 << 20;
@@ -138,6 +151,14 @@ internal sealed record MountSettings
         return rate >= least
             ? rate
             : throw CommandFailure.Usage(Stream.Display, $"{rate} bytes a second are too few", "give at least 64k");
+    }
+
+    private static uint? Owner(ParsedLine line, Option option, Func<string, uint?> find)
+    {
+        if (line.Value(option) is not { } text) return null;
+        bool isNumber = uint.TryParse(text, System.Globalization.NumberStyles.None, null, out uint number) && number < uint.MaxValue;
+        return (isNumber ? number : find(text))
+            ?? throw CommandFailure.Usage(option.Display, $"\"{text}\" is neither a number nor a name that the system knows", line.Command.HelpHint);
     }
 
     private static uint? ModeFrom(ParsedLine line)

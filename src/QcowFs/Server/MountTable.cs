@@ -1,5 +1,6 @@
 // The kernel's list of mounts (/proc/PID/mountinfo). Reading it touches no mount, so it is safe whatever state a server is in.
 using System.Text;
+using QcowFs.Native;
 
 namespace QcowFs.Server;
 
@@ -36,7 +37,8 @@ internal static class MountTable
     public static List<MountEntry> Read(string process = "self")
     {
         List<MountEntry> entries = [];
-        foreach (string line in File.ReadAllLines($"/proc/{process}/mountinfo"))
+        string text = HostText.Decode(File.ReadAllBytes($"/proc/{process}/mountinfo"));
+        foreach (string line in text.Split('\n', StringSplitOptions.RemoveEmptyEntries))
             if (TryParse(line, out MountEntry? entry)) entries.Add(entry);
         return entries;
     }

@@ -2,6 +2,7 @@
 using System.Text.Json;
 using QcowFs.CommandLine;
 using QcowFs.FileSystem;
+using QcowFs.Native;
 
 namespace QcowFs.Server;
 
@@ -19,31 +20,39 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
         }
     }
 
-    /// <summary>One line for each image.</summary>
+    /// <summary>One line for each image that something was done to, or for the only one; one for all others together.</summary>
     public IEnumerable<string> Lines()
     {
+        int read = 0;
         foreach (ImageReceipt image in Images)
         {
-            string done = $"{image.Name}: {Sizes.Describe(image.Written)} written, {Sizes.Describe(image.Discarded)} discarded";
+            if (Images.Count > 1 && image is { Written: 0, Discarded: 0, Replayed: null, Error: null })
+            {
+                read++;
+                continue;
+            }
+            string done = $"{Output.Safe(image.Name)}: {Sizes.Describe(image.Written)} written, {Sizes.Describe(image.Discarded)} discarded";
             if (image.Overlay == ImageReceipt.TemporaryOverlay) done += ", in a temporary overlay that is gone";
-            else if (image.Overlay is not null) done += $", kept in {Path.GetFileName(image.Overlay)}";
+            else if (image.Overlay is not null) done += $", kept in {Output.Safe(Path.GetFileName(image.Overlay))}";
             if (image.Shared > 0) done += $", {Sizes.Describe(image.Shared)} shared";
             if (image.Replayed is not null) done += $", recovered: {image.Replayed}";
             if (image.Check != "not run") done += $", check: {image.Check}";
             yield return done + (image.Error is null ? image.Overlay == ImageReceipt.TemporaryOverlay ? "; the image is as it was" : "; closed and durable" : $"; NOT complete: {image.Error}");
         }
+        if (read > 0) yield return read == 1 ? "1 image was only read" : $"{read} images were only read";
+        if (Images.Count == 0) yield return "no image was used";
     }
 
     /// <summary>Writes the keys of PRODUCT section 2.</summary>
     public void Write(Utf8JsonWriter json)
     {
         json.WriteStartObject();
-        json.WriteString("mountpoint", MountPoint);
+        json.WriteString("mountpoint", HostText.Show(MountPoint));
         json.WriteStartArray("images");
         foreach (ImageReceipt image in Images)
         {
             json.WriteStartObject();
-            json.WriteString("name", image.Name);
+            json.WriteString("name", HostText.Show(image.Name));
             json.WriteString("replayed", image.Replayed);
             json.WriteNumber("written", image.Written);
             json.WriteNumber("discarded", image.Discarded);

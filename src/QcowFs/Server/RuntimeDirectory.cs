@@ -30,15 +30,38 @@ internal static class RuntimeDirectory
             : throw new CommandFailure(path, "is not a directory that only you can use", "remove it, or set XDG_RUNTIME_DIR");
     }
 
-    /// <summary>Where a server of a user may have its socket: the environment of the one who mounted need not be ours.</summary>
-    public static IEnumerable<string> CandidatesFor(uint uid)
+    /// <summary>Where a server of a user may have its socket: the environment of the one who mounted need not be ours. The kernel's list
+    /// of sockets tells where it really is, unless it listens in another network namespace; the usual places are tried as well.</summary>
+    /// <param name="uid">The user who mounted.</param>
+    /// <param name="socketName">Name of the socket (<see cref="SocketName"/>).</param>
+    public static IEnumerable<string> CandidatesFor(uint uid, string socketName)
     {
-        List<string> paths = [];
+        List<string> paths = [.. Listening(socketName)];
         if (SessionDirectory() is { } session) paths.Add(session + "/qcowfs");
         paths.Add(string.Create(CultureInfo.InvariantCulture, $"/run/user/{uid}/qcowfs"));
         if (uid == 0) paths.Add("/run/qcowfs");
         paths.Add(string.Create(CultureInfo.InvariantCulture, $"/tmp/qcowfs-{uid}"));
-        return paths.Where(p => IsPrivateTo(p, uid));
+        return paths.Distinct().Where(p => IsPrivateTo(p, uid));
+    }
+
+    /// <summary>Directories of sockets of that name. Lines of /proc/net/unix end with the path, where there is one.</summary>
+    private static IEnumerable<string> Listening(string socketName)
+    {
+        string end = "/qcowfs/" + socketName;
+        string[] lines;
+        try
+        {
+            lines = File.ReadAllLines("/proc/net/unix");
+        }
+        catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+        {
+            yield break;
+        }
+        foreach (string line in lines)
+        {
+            int path = line.IndexOf(" /", StringComparison.Ordinal) + 1;
+            if (path > 0 && line.EndsWith(end, StringComparison.Ordinal)) yield return line[path..^(socketName.Length + 1)];
+        }
     }
 
     /// <summary>Name of the control socket of the file system with a device number "0:53".</summary>

@@ -1,6 +1,7 @@
 // The log of the servers: one line an event, all servers of a user in one file, so that there is one place to look.
 using System.Globalization;
 using System.Text;
+using QcowFs.Native;
 
 namespace QcowFs.Server;
 
@@ -47,7 +48,7 @@ internal sealed class ServerLog : IDisposable
     {
         string line = string.Create(
             CultureInfo.InvariantCulture,
-            $"{_time.GetUtcNow():yyyy-MM-ddTHH:mm:ssZ} [{Environment.ProcessId}] {_mountPoint}: {text.ReplaceLineEndings(" ")}\n");
+            $"{_time.GetUtcNow():yyyy-MM-ddTHH:mm:ssZ} [{Environment.ProcessId}] {HostText.Show(_mountPoint)}: {HostText.Show(text.ReplaceLineEndings(" "))}\n");
         lock (_gate)
         {
             try

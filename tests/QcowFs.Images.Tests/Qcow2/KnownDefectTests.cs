@@ -109,6 +109,34 @@ public sealed class KnownDefectTests : IDisposable
         Assert.All(_files.Opened, o => Assert.Equal(path, o.Path));
     }
 
+    // CVE-2026-24708: the guest writes a qcow2 header into its raw disk, and the host resizes the disk without stating its format.
+    [Fact]
+    public void A_raw_disk_that_looks_like_qcow2_is_resized_as_raw_where_that_is_stated_and_else_not_at_all()
+    {
+        string victim = _temp["victim"];
+        File.WriteAllBytes(victim, [.. Enumerable.Range(0, 100_000).Select(i => (byte)(i % 251))]);
+        byte[] precious = File.ReadAllBytes(victim);
+        foreach (Qcow2CreateOptions options in (Qcow2CreateOptions[])
+            [
+                new() { VirtualSize = 1 << 20, BackingName = "/etc/shadow", BackingFormat = "raw" },
+                new() { VirtualSize = 1 << 20, DataFileName = victim },
+                new() { VirtualSize = 1 << 20, DataFileName = "/etc/shadow" },
+            ])
+        {
+            string path = Made("disk.raw", options);
+            byte[] bytes = File.ReadAllBytes(path);
+            ImageEditor editor = new(_files, TimeProvider.System);
+            OpenOptions none = new() { References = ReferencePolicy.None };
+            Assert.Throws<ImageFormatException>(() => editor.Resize(path, none, new SizeChange(2 << 20), mayShrink: false));
+            Assert.Equal(bytes, File.ReadAllBytes(path));
+            editor.Resize(path, none with { Format = "raw" }, new SizeChange(2 << 20), mayShrink: false);
+            Assert.Equal([.. bytes, .. new byte[(2 << 20) - bytes.Length]], File.ReadAllBytes(path));
+        }
+
+        Assert.Equal(precious, File.ReadAllBytes(victim));
+        Assert.All(_files.Opened, o => Assert.Equal(_temp["disk.raw"], o.Path));
+    }
+
     // CVE-2015-1851, -5163 (backing file), CVE-2024-32498, -40767 (data file), CVE-2024-4467 (json: in a name, met by mere `info`).
     [Fact]
     public void Names_of_host_files_are_told_and_not_followed()

@@ -111,6 +111,21 @@ public sealed class Qcow2CheckerTests : IDisposable
         }
     }
 
+    [Fact]
+    public void Progress_rises_from_pass_to_pass_of_the_window()
+    {
+        string path = MakeImage();
+        ImageOpener opener = new(HostFileSystem.Instance);
+        List<double> told = [];
+        Assert.Equal(opener.Check(path) with { Findings = [] }, opener.Check(path, progress: told.Add) with { Findings = [] });
+        Assert.NotEmpty(told);
+        using FileStorage file = HostFiles.Open(path, StorageAccess.Read);
+        told.Clear();
+        _ = Qcow2Checker.Diagnose(file, windowClusters: 5, progress: told.Add);
+        Assert.True(told.Count > 3 && told.All(part => part is >= 0 and <= 1));
+        Assert.Equal(told.Order(), told);
+    }
+
     // Far from everything else, so that only a window started there can see it.
     [Fact]
     public void A_reference_into_a_region_without_counts_is_found_by_a_window_of_its_own()

@@ -7,8 +7,6 @@ namespace QcowFs.Simulation.Tests.Mutations;
 public sealed class MutationTests(ITestOutputHelper output)
 {
     private const string Commit = "Qcow2/Qcow2Commit.cs";
-    private const string AddCowCommitFile = "AddCow/AddCowCommit.cs";
-    private const string AddCowResizeFile = "AddCow/AddCowResize.cs";
 
     private static readonly Mutation[] Ordering =
     [
@@ -45,8 +43,9 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        foreach (ClusterRun run in unused)\n            state.File.Discard(run.First << _clusterBits, run.Count << _clusterBits);\n",
+            "        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);\n",
             """
+                    List<ClusterRun> unused = FindLastReferences(page, first, end);
                     lock (_cache.Gate)
                     {
                         foreach (ClusterRun run in unused)
@@ -292,130 +291,44 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.ExactBitmaps)),
     ];
 
-    private static readonly Mutation[] AddCow =
+    private static readonly Mutation[] Space =
     [
         new Mutation(
-            "A1 bits are durable before their clusters",
-            AddCowCommitFile,
-            "if (takeDataDirty())\n                _data.Sync();\n            if (hasPages)\n            {\n                WritePages(pages);\n                _file.Sync(); // A2\n            }\n",
-            "if (hasPages)\n            {\n                WritePages(pages);\n                _file.Sync();\n            }\n\n            if (takeDataDirty())\n                _data.Sync();\n",
-            nameof(Probes.AddCowCrash)),
+            "I3 a block that could not be punched is taken for zeros",
+            Commit,
+            "return run with { ReadsAsZero = false };",
+            "return run;",
+            nameof(Probes.FailedPunch)),
         new Mutation(
-            "A1 the image file is not synced through its own driver",
-            AddCowCommitFile,
-            "if (takeDataDirty())\n                _data.Sync();",
-            "if (takeDataDirty() && _data is QcowFs.Images.Engine.LatchedStorage { Inner: not IDiskImage })\n                _data.Sync();",
-            nameof(Probes.AddCowCrashInQcow2)),
+            "A5 what only looks free is cut off",
+            "Qcow2/HostAllocator.cs",
+            "if (!_byFirst[first].ReadsAsZero && first < _scanLimit)",
+            "if (first < 0)",
+            nameof(Probes.Undercounted)),
         new Mutation(
-            "A2 bits are not synced",
-            AddCowCommitFile,
-            "_file.Sync(); // A2",
-            "",
-            nameof(Probes.AddCowCrash)),
+            "L5 COPIED is set beside a snapshot's reference",
+            "Qcow2/LeakCollector.cs",
+            "window[cluster] == 1 && !touched.Contains(cluster) && state.Refcounts.Get(counts, cluster) == 1",
+            "!touched.Contains(cluster)",
+            nameof(Probes.MissingFlags)),
         new Mutation(
-            "A3 ALL_ALLOCATED is durable before the bitmap is full",
-            AddCowCommitFile,
-            "            if (takeDataDirty())",
-            """
-                        if (!_isComplete && IsEveryBitSet() && _bitmap.Geometry.Header.Layout == AddCowLayout.Final)
-                            WriteFeatures(_file, _bitmap.Geometry.Header.CompatFeatures | AddCowFeatures.AllAllocated);
-                        if (takeDataDirty())
-            """,
-            nameof(Probes.AddCowCrash)),
+            "Z4 a table that a snapshot refers to is cut",
+            "Qcow2/Qcow2Resize.cs",
+            "if (_edit.Counts[l1[cut.Index].TableOffset >> _header.ClusterBits] > 1)",
+            "if (_header.Version > 9)",
+            nameof(Probes.ShrunkUnderSnapshot)),
         new Mutation(
-            "A3 ALL_ALLOCATED is set while a cluster is missing",
-            AddCowCommitFile,
-            "if (!run.IsAllocated)\n                return false;",
-            "if (!run.IsAllocated && _firstGap == 0)\n                return false;",
-            nameof(Probes.AddCowCrash)),
-        new Mutation(
-            "I1 a cluster is published without its bytes being known to be unsynced",
-            "Engine/CowImage.Write.cs",
-            "_dataDirty = true; // I1: before a commit can see the mapping\n        _map.Publish(new Reservation(",
-            "_map.Publish(new Reservation(",
-            nameof(Probes.AddCowCrash)),
-        new Mutation(
-            "I5 a cluster is filled past the end of the image",
-            "AddCow/AddCowBlockMap.cs",
-            "Math.Min((offset + (length - 1)) | _clusterMask, _diskSize - 1) + 1",
-            "((offset + (length - 1)) | _clusterMask) + 1",
-            nameof(Probes.AddCowModel)),
-        new Mutation(
-            "I5 stale bytes of the image file are taken for zeros",
-            "AddCow/AddCowBlockMap.cs",
-            "ReadsAsZero: isHole",
-            "ReadsAsZero: isPartial",
-            nameof(Probes.AddCowModel)),
-        new Mutation(
-            "I8 bits are trusted without a sync",
-            "AddCow/AddCowImage.cs",
-            "parts.Data.Sync();\n            parts.File.Sync();",
-            "",
-            nameof(Probes.AddCowCrash)),
-        new Mutation(
-            "writers of one cluster do not wait for each other",
-            "Engine/CowImage.Write.cs",
-            "_ranges.Enter(offset >> _blockBits, ((offset + length + _blockMask) >> _blockBits), exclusive);",
-            "_ranges.Enter(offset, offset + length, exclusive);",
-            nameof(Probes.AddCowWriters)),
-    ];
-
-    private static readonly Mutation[] AddCowSizes =
-    [
-        new Mutation(
-            "Z1 the mark is not set",
-            AddCowResizeFile,
-            "AddCowCommit.WriteFeatures(file, marked.CompatFeatures); // Z1",
-            "",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z2 the image file grows before its bits are written",
-            AddCowResizeFile,
-            "            if (size > old.DiskSize)\n                WriteNewBits",
-            "            data.SetLength(Math.Max(size, old.DiskSize));\n            data.Sync();\n            if (size > old.DiskSize)\n                WriteNewBits",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z2 bits of new clusters are not cleared",
-            AddCowResizeFile,
-            "long firstClear = Math.Max(old.Clusters, covered >> header.ClusterBits);",
-            "long firstClear = old.Clusters;",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z2 the cut cluster is not copied",
-            AddCowResizeFile,
-            "covered > old.DiskSize && CopyCutCluster",
-            "covered < 0 && CopyCutCluster",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z2 the cut cluster's bit is durable before its bytes",
-            AddCowResizeFile,
-            "data.Write(start, bytes);\n        data.Sync();",
-            "data.Write(start, bytes);",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z2 new bits are not synced before the image file grows",
-            AddCowResizeFile,
-            "value: false);\n        file.Sync();",
-            "value: false);",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z3 what lies past the end is not cleared",
-            AddCowResizeFile,
-            "BitmapFile.CutToSize(file, geometry);",
-            "",
-            nameof(Probes.AddCowResize)),
-        new Mutation(
-            "Z4 the mark falls before what it stands for",
-            AddCowResizeFile,
-            "BitmapFile.CutToSize(file, geometry);\n        file.Sync();\n",
-            "AddCowCommit.WriteFeatures(file, geometry.Header.CompatFeatures & ~AddCowFeatures.Resizing);\n        BitmapFile.CutToSize(file, geometry);\n        file.Sync();\n",
-            nameof(Probes.AddCowResize)),
+            "G2 a larger size is named before the table that has it",
+            "Qcow2/BitmapResize.cs",
+            "        _file.Sync();\n        foreach (Plan plan in _plans)\n            WriteInt32",
+            "        foreach (Plan plan in _plans)\n            WriteInt32",
+            nameof(Probes.CrashOfResizedBitmaps)),
     ];
 
     public static TheoryData<Mutation> Mutations =>
     [
-        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. AddCow, .. AddCowSizes,
-        .. OverlayMutations.All,
+        .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. Space,
+        .. OverlayMutations.All, .. SharingMutations.All,
     ];
 
     [Theory]

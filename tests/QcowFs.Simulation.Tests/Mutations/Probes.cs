@@ -1,5 +1,6 @@
 // Short forms of the simulation's tests, for mutants: each passes on the real code and must fail on a mutant that names it.
 using QcowFs.Simulation.Tests.Invariants;
+using QcowFs.Simulation.Tests.Vhdx;
 
 namespace QcowFs.Simulation.Tests.Mutations;
 
@@ -93,13 +94,74 @@ public static class Probes
 
     public static void SenselessBitmap() => new BitmapTests().Bitmaps_that_make_no_sense_become_inconsistent("table entry in the refcount table", 2);
 
+    public static void FailedPunch() => new FaultTests().A_host_that_cannot_punch_fails_no_sync();
+
+    public static void Undercounted() => new FaultTests().Closing_cuts_nothing_off_that_only_looks_free();
+
+    public static void ShrunkUnderSnapshot() => new ResizeTests().Every_instant(new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot), 40_448);
+
+    public static void CrashOfResizedBitmaps() => new BitmapTests().A_crash_in_resizing_leaves_no_bitmap_that_is_wrong(70_144, 2_200_064);
+
+    public static void MissingFlags() => new RecoveryTests().A_crash_in_it_leaves_leaks_and_missing_flags_at_worst("cluster_size=512", InitialContent.Snapshot);
+
+    public static void VhdxCrash() => new VhdxCrashRun(VhdxKind.Dynamic, 1).EveryInstant(steps: 12, choices: 9, log: null);
+
+    public static void VhdxCrashOfFull()
+    {
+        for (ulong seed = 7; seed < 11; seed++)
+            new VhdxCrashRun(VhdxKind.Full, seed).EveryInstant(steps: 14, choices: 9, log: null);
+    }
+
+    public static void VhdxCrashOfDifferencing() => new VhdxCrashRun(VhdxKind.Differencing, 3).EveryInstant(steps: 12, choices: 9, log: null);
+
+    public static void VhdxRing() => VhdxRingTests.Run(step: 7, choices: 6);
+
+    public static void VhdxRingAtEveryInstant() => VhdxRingTests.Run(step: 1, choices: 6);
+
+    public static void VhdxTail() => new VhdxLogTests().What_lies_before_the_tail_is_not_applied_again();
+
+    public static void VhdxStaleBits() => new VhdxWriteTests().Stale_bits_of_an_absent_block_are_not_believed();
+
+    public static void VhdxWriteGuids() => new VhdxWriteTests().Write_guids_are_new_before_the_first_change();
+
+    public static void VhdxHeaderLoss() => new VhdxWriteTests().Either_header_may_be_lost(0x10000);
+
+    public static void VhdxHeaderOrder() => new VhdxWriteTests().The_current_header_is_never_written();
+
+    public static void VhdxHeaderEnd() => new VhdxWriteTests().Sequence_numbers_that_come_to_their_end_begin_anew();
+
+    public static void VhdxFreeSpace() => new VhdxWriteTests().Space_left_by_a_crash_is_clean_when_it_is_taken();
+
+    public static void VhdxCut() => new VhdxWriteTests().The_file_is_cut_after_the_log_is_closed();
+
+    public static void VhdxReader() => new VhdxWriteTests().A_block_is_not_reused_under_a_reader();
+
+    public static void VhdxSpaceReuse() => new VhdxWriteTests().Space_is_used_again_and_given_back();
+
+    public static void VhdxOverlap() => new VhdxWriteTests().A_file_whose_blocks_overlap_is_only_read();
+
+    public static void VhdxFullHost() => new VhdxFaultTests().A_full_host_loses_nothing(VhdxKind.Differencing);
+
+    public static void VhdxLogTargets() => new VhdxLogTests().Changes_of_the_wrong_places_are_refused(0x100000, "the log itself");
+
+    public static void VhdxLogRules()
+    {
+        VhdxLogTests tests = new();
+        tests.Entries_of_an_earlier_log_do_not_count();
+        tests.Every_part_of_an_entry_is_held_against_its_rule(4096, (byte)'x');
+        tests.A_run_whose_tail_is_gone_does_not_count();
+        tests.A_torn_entry_ends_the_run();
+    }
+
+    public static void VhdxLargeCommit() => new VhdxRingTests().A_commit_larger_than_the_ring_is_cut();
+
     public static void Autoclear() => new HeaderTests().Unknown_autoclear_bits_are_cleared_before_the_first_write();
 
     public static void AddCowCrash()
     {
         for (ulong seed = 1; seed <= 2; seed++)
         {
-            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 8, choices: 16, log: null);
+            new AddCowCrashRun(new AddCowCase(12, 70_001, 50_003), seed).EveryInstant(steps: 6, choices: 12, log: null);
             new AddCowCrashRun(new AddCowCase(12, 20_001, 15_003), seed) { Fills = true, Completes = true }.EveryInstant(steps: 4, choices: 16, log: null);
         }
     }
@@ -123,9 +185,32 @@ public static class Probes
         tests.A_complete_disk_stays_complete(1);
     }
 
-    public static void AddCowWriters() => new AddCowConcurrencyTests().Writers_of_one_missing_cluster_lose_nothing(16, fills: true);
+    public static void AddCowWriters() => new AddCowConcurrencyTests().Two_partial_writes_of_one_missing_cluster_both_stay();
+
+    public static void AddCowDiscard() => new AddCowTests(null!).A_discard_makes_a_hole_and_syncs_it_before_the_bit();
 
     public static void CommitOfOverlay() => new OverlayCommitTests().Every_instant("cluster_size=512", "cluster_size=512", 20_480, 40_448);
 
     public static void CommitOfMovedExtension() => new OverlayCommitTests().Every_instant("cluster_size=4096 moved", "cluster_size=512", 40_448, 40_448);
+
+    public static void CrashOfSharing()
+    {
+        for (ulong seed = 1; seed <= 6; seed++)
+            new SharingRun(new Geometry("cluster_size=512", 70_144), seed).EveryInstant(steps: 14, choices: 24);
+    }
+
+    public static void FullHostOfSharing() => SharingCrashTests.A_commit_that_failed_takes_the_flags_later();
+
+    public static void ModelOfSharing()
+    {
+        SharingModelTests tests = new();
+        tests.Agrees_with_bytes_and_with_qemu_over_sessions(new Geometry("cluster_size=512", 300_032));
+    }
+
+    public static void RaceOfSharing() =>
+        new SharingConcurrencyTests().An_owner_rewritten_during_the_comparison_is_not_shared_with_its_new_bytes();
+
+    public static void StateOfIndex() => SharingIndexTests.Bits_of_another_state_are_not_believed();
+
+    public static void PageOfIndex() => SharingIndexTests.A_torn_page_is_none();
 }

@@ -2,15 +2,11 @@
 // one image. Where the fields are comes from the valid image's own structures.
 using QcowFs.Images.Qcow2;
 using QcowFs.Storage;
-using QcowFs.Testing;
 
-namespace QcowFs.Images.Tests.Support;
-
-/// <summary>A place worth damaging.</summary>
-internal readonly record struct Field(long Offset, int Width, string Name);
+namespace QcowFs.Testing;
 
 /// <summary>A valid image and its fields.</summary>
-internal sealed class Specimen
+public sealed class Specimen
 {
     private readonly byte[] _bytes;
     private readonly List<Field> _fields = [];
@@ -25,6 +21,7 @@ internal sealed class Specimen
         FindFields(file);
     }
 
+    /// <summary>What kind of image it is.</summary>
     public string Name { get; }
 
     /// <summary>One image of each kind, small so that thousands can be tried.</summary>
@@ -39,22 +36,32 @@ internal sealed class Specimen
         Make(temp, "64-bit counts", "cluster_size=4k,refcount_bits=64", "1M", compressed: false, snapshots: 1),
         Make(temp, "bitmaps", "cluster_size=4k", "1M", compressed: false, snapshots: 1, bitmaps: true),
         Make(temp, "ordinary", "", "8M", compressed: true, snapshots: 1, bitmaps: true),
+        Make(temp, "external data", "cluster_size=4k,data_file=data", "1M", compressed: false, snapshots: 0),
+        Make(temp, "raw external data", "cluster_size=16k,extended_l2=on,data_file=data,data_file_raw=on", "1M", compressed: false, snapshots: 0),
+        Make(temp, "1-bit counts", "cluster_size=512,refcount_bits=1", "300k", compressed: false, snapshots: 0),
+        Make(temp, "extended with backing", "cluster_size=16k,extended_l2=on", "1M", compressed: true, snapshots: 1, backing: true),
     ];
 
     /// <summary>The image of a seed: the valid one with one to five fields changed, now and then cut short.</summary>
-    public byte[] Damage(int seed)
+    public byte[] Damage(int seed) => Damage(seed, _fields);
+
+    /// <summary>As <see cref="Damage(int)"/>, the header spared, so that most of the images can be opened.</summary>
+    public byte[] DamageBehindHeader(int seed) => Damage(seed, [.. _fields.Where(field => field.Offset >= _header.ClusterSize)]);
+
+    private byte[] Damage(int seed, List<Field> fields)
     {
         Random random = new(seed);
         byte[] bytes = (byte[])_bytes.Clone();
         for (int i = random.Next(1, 6); i > 0; i--)
         {
-            Field field = _fields[random.Next(_fields.Count)];
+            Field field = fields[random.Next(fields.Count)];
             Put(bytes, field, Value(random, Get(bytes, field)));
         }
 
         return random.Next(12) == 0 ? bytes[..random.Next(bytes.Length)] : bytes;
     }
 
+    /// <summary>An image in memory.</summary>
     public static MemoryStorage Storage(byte[] bytes)
     {
         MemoryStorage file = new("image");
@@ -63,10 +70,14 @@ internal sealed class Specimen
     }
 
     private static Specimen Make(
-        TempDirectory temp, string name, string options, string size, bool compressed, int snapshots, bool bitmaps = false)
+        TempDirectory temp, string name, string options, string size, bool compressed, int snapshots, bool bitmaps = false, bool backing = false)
     {
         string path = temp[$"{name}.qcow2"];
-        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options], path, size]);
+        if (backing)
+            Qemu.Img("create", "-q", "-f", "raw", temp["data"], "1M");
+        options = options.Replace("data_file=data", $"data_file={temp["data"]}", StringComparison.Ordinal);
+        Qemu.Img(["create", "-q", "-f", "qcow2", .. options.Length == 0 ? Array.Empty<string>() : ["-o", options],
+            .. backing ? ["-b", "data", "-F", "raw"] : Array.Empty<string>(), path, size]);
         if (bitmaps)
             Qemu.Img("bitmap", "--add", path, "bitmap");
         Qemu.Io("qcow2", path, "write -P 1 0 50k", "write -z 64k 32k", $"write {(compressed ? "-c " : "")}-P 2 128k 64k");
@@ -76,7 +87,9 @@ internal sealed class Specimen
             Qemu.Io("qcow2", path, $"write -P {i} {i * 8}k 8k");
         }
 
-        return new Specimen(name, File.ReadAllBytes(path));
+        byte[] bytes = File.ReadAllBytes(path);
+        File.Delete(temp["data"]);
+        return new Specimen(name, bytes);
     }
 
     private void FindFields(MemoryStorage file)
@@ -170,18 +183,7 @@ internal sealed class Specimen
         for (int i = 0; i < field.Width && field.Offset + i < bytes.Length; i++)
             bytes[field.Offset + i] = (byte)(value >> ((field.Width - 1 - i) * 8) & 0xFF);
     }
-}
 
-/// <summary>A host with one image in memory and nothing else.</summary>
-internal sealed class OneImage(byte[] bytes) : IHostFiles
-{
-    public IStorage Open(string path, HostAccess access, bool directIo) => path == "image" ? Specimen.Storage(bytes)
-        : throw new StorageException(QcowFs.Native.Errno.ENOENT, "open", path);
-
-    public IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
-        Open(relativePath, access, directIo);
-
-    public void SyncName(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "sync", path);
-
-    public void Delete(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "delete", path);
+    /// <summary>A place worth damaging.</summary>
+    private readonly record struct Field(long Offset, int Width, string Name);
 }
