@@ -267,23 +267,16 @@ public sealed partial class MountedImage
 
     internal FillProgress? Fill => _disk?.Fill;
 
+    /// <summary>Under _life, so that neither a last close nor a first open comes between: a brief look would be in their way.</summary>
     internal byte[] WriteMap()
     {
-        if (IsOpen)
+        lock (_life)
         {
-            int slot = Enter(changes: false, snapshot: null, out IDiskImage disk);
-            try
-            {
-                return ImageFacts.Map(disk);
-            }
-            finally
-            {
-                _gate.Exit(slot);
-            }
+            if (_disk is { } disk) return ImageFacts.Map(disk);
+            using IImageHold brief = _acquire();
+            using IDiskImage read = brief.OpenDisk(writable: false);
+            return ImageFacts.Map(read);
         }
-        using IImageHold brief = _acquire();
-        using IDiskImage read = brief.OpenDisk(writable: false);
-        return ImageFacts.Map(read);
     }
 
     internal byte[] WriteStatistics() => ImageFacts.Statistics(this);
