@@ -119,7 +119,8 @@ public sealed class ImageDirectory : IDisposable
 
     private static void Give(Found found, MountedImage image)
     {
-        image.SetShape(found.Shape, found.Error);
+        // Who could not open a busy image was told why; that stands while it is busy.
+        image.SetShape(found.Shape, found.Error ?? (found.IsBusy ? image.Error : null));
         found.ShapeGiven = found.Shape ?? (object?)found.Error;
     }
 

@@ -270,23 +270,16 @@ public sealed partial class MountedImage
     /// <summary>Counters of deduplication since the disk was opened last; null where there are none.</summary>
     internal DedupStatistics? Dedup => _disk?.Statistics.Dedup;
 
+    /// <summary>Under _life, so that neither a last close nor a first open comes between: a brief look would be in their way.</summary>
     internal byte[] WriteMap()
     {
-        if (IsOpen)
+        lock (_life)
         {
-            int slot = Enter(changes: false, snapshot: null, out IDiskImage disk);
-            try
-            {
-                return ImageFacts.Map(disk);
-            }
-            finally
-            {
-                _gate.Exit(slot);
-            }
+            if (_disk is { } disk) return ImageFacts.Map(disk);
+            using IImageHold brief = _acquire();
+            using IDiskImage read = brief.OpenDisk(writable: false);
+            return ImageFacts.Map(read);
         }
-        using IImageHold brief = _acquire();
-        using IDiskImage read = brief.OpenDisk(writable: false);
-        return ImageFacts.Map(read);
     }
 
     internal byte[] WriteStatistics() => ImageFacts.Statistics(this);
