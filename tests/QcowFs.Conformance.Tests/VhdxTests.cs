@@ -101,8 +101,8 @@ public sealed class VhdxTests
         using Sandbox box = new();
         string image = box.Make("vhdx", "64M");
         box.MountWritable(image);
-        Assert.Contains("lock", box.Run("qemu-io", "-f", "vhdx", "-c", "write 0 512", image).Errors, StringComparison.OrdinalIgnoreCase);
-        Assert.Contains("in use", box.QcowFs("check", image).ExpectError(), StringComparison.Ordinal);
+        Assert.Contains("\"write\" lock", box.Run("qemu-io", "-f", "vhdx", "-c", "write 0 512", image).Errors, StringComparison.Ordinal);
+        Assert.Contains("in use", box.QcowFs("check", "--repair", image).ExpectError(), StringComparison.Ordinal);
         box.UnmountAndCheck(image);
     }
 

@@ -123,7 +123,8 @@ internal interface IImageLayer
 /// <summary>What a check learns of a file that the image names.</summary>
 /// <param name="Size">The size of its disk in bytes, or null where that is not known.</param>
 /// <param name="Problem">Why it cannot be opened, in words that name it, or null.</param>
-internal readonly record struct NamedDisk(long? Size, string? Problem);
+/// <param name="Layer">The image as it was read, its file closed again, or null where it cannot be opened.</param>
+internal readonly record struct NamedDisk(long? Size, string? Problem, IImageLayer? Layer = null);
 
 internal static class ImageFormats
 {

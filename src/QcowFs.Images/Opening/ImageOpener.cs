@@ -171,7 +171,8 @@ public sealed class ImageOpener(IHostFiles files)
         try
         {
             using IStorage file = new ReferenceGate(files, policy, path).Open(path, reference, writable: false, new OpenOptions());
-            return new NamedDisk(ImageChain.ReadNamed(file, path, reference).Describe().VirtualSize, null);
+            IImageLayer layer = ImageChain.ReadNamed(file, path, reference);
+            return new NamedDisk(layer.Describe().VirtualSize, null, layer);
         }
         catch (ImageFormatException fault)
         {

@@ -1,7 +1,7 @@
 // The consistency check of a VHDX image: both headers, both region tables, the metadata, the block allocation table with bounds and
 // overlaps, sector bitmaps. Where the log is in use, all but the headers is checked as it is after a replay, which is done in memory: a
 // log in use is what a crash leaves, and no defect. Space that nothing refers to is free, since the format keeps no other record of it;
-// so there are no leaks.
+// so there are no leaks. Whether the parent is the right one is asked beside it (VhdxFormat).
 using System.Buffers.Binary;
 using QcowFs.Storage;
 

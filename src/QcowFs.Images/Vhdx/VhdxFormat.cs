@@ -53,7 +53,49 @@ internal sealed class VhdxFormat : IImageFormat
 
         public CheckReport Check() => VhdxChecker.Check(file);
 
+        public CheckReport Check(Func<NamedReference, NamedDisk> look) => WithParent(Check(), look);
+
         public CheckReport Repair(RepairMode mode) => VhdxRepair.Run(file, mode, GuidSource.System);
+
+        public CheckReport Repair(RepairMode mode, Func<NamedReference, NamedDisk> look) => WithParent(Repair(mode), look);
+
+        // A wrong parent makes the disk wrong; one that cannot be had leaves it unknown.
+        private CheckReport WithParent(CheckReport report, Func<NamedReference, NamedDisk> look)
+        {
+            string? missing = null;
+            foreach (NamedReference reference in References)
+            {
+                NamedDisk disk = look(reference);
+                if (disk.Layer is null)
+                {
+                    missing ??= disk.Problem;
+                    continue;
+                }
+
+                try
+                {
+                    RequireBacking(disk.Layer, reference.HostName!);
+                    return report;
+                }
+                catch (ImageFormatException fault)
+                {
+                    return report with
+                    {
+                        Corruptions = report.Corruptions + 1,
+                        Findings = [.. report.Findings, Finding("parent", CheckSeverity.Corruption, fault.Problem)],
+                    };
+                }
+            }
+
+            return missing is null ? report : report with
+            {
+                CheckErrors = report.CheckErrors + 1,
+                Findings = [.. report.Findings, Finding("parent-missing", CheckSeverity.Unchecked, $"the parent cannot be looked at: {missing}")],
+            };
+        }
+
+        private static CheckFinding Finding(string kind, CheckSeverity severity, string message) =>
+            new(kind, severity, "parent locator", -1, message, "none");
 
         private ImageFormatException NoSnapshots() =>
             new(file.Name, "snapshot", -1, "a VHDX image cannot have internal snapshots", "make a differencing disk over it with qcowfs create -b");

@@ -8,6 +8,7 @@
 //     may have changed since.
 // R4. A log that is in use and has no active run is damaged: the file is refused, since entries that count are lost.
 // R5. Nothing is replayed into the file identifier, the headers, the log, or past the end that the entries themselves state.
+using System.Diagnostics.CodeAnalysis;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Vhdx;
@@ -16,6 +17,7 @@ namespace QcowFs.Images.Vhdx;
 internal sealed class VhdxLogReader
 {
     private const int ChunkSize = 256 << 10;
+    private const int Attempts = 3;
     private const string Structure = "log";
     private const string Advice = "restore the file from a copy";
 
@@ -43,25 +45,38 @@ internal sealed class VhdxLogReader
 
     private ActiveLog Find()
     {
-        List<Entry> run = FindRun();
+        for (int attempt = 1; ; attempt++)
+        {
+            // Facts are read also of a file that somebody writes, whose ring turns meanwhile.
+            List<Entry>? run = FindRun();
+            if (run is not null && TryReadOperations(run, out ActiveLog? log))
+                return log;
+            if (attempt == Attempts)
+                throw Bad(0, "the headers say that it is in use, but no run of entries is whole", Advice); // R4
+        }
+    }
+
+    private bool TryReadOperations(List<Entry> run, [NotNullWhen(true)] out ActiveLog? log)
+    {
+        log = null;
         int first = run.FindIndex(entry => entry.Position == run[^1].Header.Tail);
-        LogEntryHeader newest = run[^1].Header;
-        long length = CheckFileLength(run, first, newest);
+        long length = CheckFileLength(run, first, run[^1].Header);
         List<LogOperation> operations = [];
         for (int i = first; i < run.Count; i++) // R3
         {
             int before = operations.Count;
             if (!TryRead(run[i].Position, operations, out _))
-                throw Bad(run[i].Position, "an entry changed while it was read", "end the program that writes the file");
+                return false;
             for (int j = before; j < operations.Count; j++)
                 CheckTarget(run[i], operations[j], length);
         }
 
-        return new ActiveLog(operations, run.Count - first, length);
+        log = new ActiveLog(operations, run.Count - first, length);
+        return true;
     }
 
     // R2
-    private List<Entry> FindRun()
+    private List<Entry>? FindRun()
     {
         List<Entry>? found = null;
         for (long start = 0; start < _length;)
@@ -76,8 +91,7 @@ internal sealed class VhdxLogReader
             start += Math.Max(total, VhdxLimits.SectorSize);
         }
 
-        // R4
-        return found ?? throw Bad(0, "the headers say that it is in use, but no run of entries is whole", Advice);
+        return found;
     }
 
     private List<Entry> CollectRun(long start, out long total)

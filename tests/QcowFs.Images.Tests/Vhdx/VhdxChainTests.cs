@@ -94,6 +94,9 @@ public sealed class VhdxChainTests : IDisposable
         Assert.EndsWith("it was written to after the child was made, or is another disk; restore the parent as it was then; with this one the disk would hold wrong data", problem, StringComparison.Ordinal);
         Assert.Contains("was written to after the child was made", Assert.Single(_opener.Inspect(_temp["child.vhdx"], null, ReferencePolicy.Directory)).Problem!, StringComparison.Ordinal);
         Assert.Throws<ImageFormatException>(() => _opener.ReadChainInfo(_temp["child.vhdx"], null, ReferencePolicy.Directory));
+        CheckReport report = _opener.Check(_temp["child.vhdx"]);
+        Assert.Equal((2, "parent"), (report.ExitCode, Assert.Single(report.Findings).Kind));
+        Assert.Contains("was written to after the child was made", report.Findings[0].Message, StringComparison.Ordinal);
     }
 
     /// <summary>Opening a chain, for writing too, must not change the parent; nor does opening the parent for writing without a write.</summary>
@@ -125,6 +128,8 @@ public sealed class VhdxChainTests : IDisposable
         Chain();
         File.Move(_temp["base.vhdx"], _temp["elsewhere.vhdx"]);
         Assert.Contains("backing file: \".\\x5cbase.vhdx\": it does not exist; put it back", Refusal(), StringComparison.Ordinal);
+        CheckReport report = _opener.Check(_temp["child.vhdx"]);
+        Assert.Equal((1, "parent-missing"), (report.ExitCode, Assert.Single(report.Findings).Kind));
     }
 
     /// <summary>Paths of Windows lead to the file of that name beside the child.</summary>
