@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot dedup sync commit config'
+    local commands='mount umount list info inspect check create map resize snapshot sync dedup commit config loop'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -13,7 +13,7 @@ _qcowfs() {
 
     case $previous in
         -f | --format | -F | --backing-format)
-            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow raw' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow vhdx raw' -- "$current")
             return
             ;;
         -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
@@ -37,6 +37,10 @@ _qcowfs() {
         inspect | map) options="$options -f --format --allow-references= --json" ;;
         check) options="$options -f --format --allow-references= --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
+        loop)
+            options="$options -d --detach --sector-size= -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other
+                --uid --gid --mode --cache-size --cache= --threads --direct-io= --log="
+            ;;
         config)
             options="$options --json --allow-references= --allow-other --uid --gid --mode --cache-size --cache= --threads --direct-io= --log="
             ;;

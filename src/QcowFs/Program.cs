@@ -13,8 +13,8 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, DedupCommand.Table, SyncCommand.Table, CommitCommand.Table,
-        ConfigCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, DedupCommand.Table, CommitCommand.Table,
+        ConfigCommand.Table, LoopCommand.Table,
     ];
 
     private static int Main(string[] words)

@@ -63,24 +63,28 @@ internal abstract record Contender(string Name)
         {
             "bare" => new BareFile(),
             "null" => new NullServerContender(),
-            "qemu" => new QemuExport(),
+            "qemu" => new QemuExport("qemu", "qcow2"),
+            "qemu-vhdx" => new QemuExport("qemu-vhdx", "vhdx"),
             "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
+            "vhdx" => new QcowFsOverVhdx(options.QcowFs!, options.MountOptions),
             "raw" => new QcowFsOverRaw(options.QcowFs!, options.MountOptions),
             "add-cow" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: false),
             "add-cow-full" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: true),
-            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs, raw, add-cow, add-cow-full"),
+            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs, raw, add-cow, add-cow-full, vhdx, qemu-vhdx"),
         })),
     ];
 
-    protected static void MakeQcow2(string? content, string file, CancellationToken cancellation) => _ = content is null
-        ? Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", file, $"{Workload.EmptyDiskSize}"], cancellation)
-        : Command.Run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", content, file], cancellation);
+    protected static void MakeQcow2(string? content, string file, CancellationToken cancellation) => MakeImage("qcow2", content, file, cancellation);
+
+    protected static void MakeImage(string format, string? content, string file, CancellationToken cancellation) => _ = content is null
+        ? Command.Run("qemu-img", ["create", "-q", "-f", format, file, $"{Workload.EmptyDiskSize}"], cancellation)
+        : Command.Run("qemu-img", ["convert", "-f", "raw", "-O", format, content, file], cancellation);
 
     // The null server mounts by mount(2), as bare as the rest of it.
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
         "null" => Environment.IsPrivilegedProcess,
-        "bare" or "qemu" => true,
+        "bare" or "qemu" or "qemu-vhdx" => true,
         _ => options.QcowFs is not null,
     };
 }
@@ -135,29 +139,29 @@ internal sealed record NullServerContender() : Contender("null")
     }
 }
 
-/// <summary>QEMU's FUSE export of a qcow2 image, with its defaults.</summary>
-internal sealed record QemuExport() : Contender("qemu")
+/// <summary>QEMU's FUSE export of an image, with its defaults.</summary>
+internal sealed record QemuExport(string Name, string Format) : Contender(Name)
 {
-    public override string Extension => "qcow2";
+    public override string Extension => Format;
 
     public override bool HasEmptyDisks => true;
 
-    public override void Make(string? content, string file, CancellationToken cancellation) => MakeQcow2(content, file, cancellation);
+    public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage(Format, content, file, cancellation);
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(Format, file, mountPoint);
 
     private sealed class Disk : ServedDisk
     {
         private readonly Process _process;
 
-        public Disk(string file, string mountPoint)
+        public Disk(string format, string file, string mountPoint)
             : base(mountPoint)
         {
             _process = Command.Start(
                 "qemu-storage-daemon",
                 [
                     "--blockdev", $"driver=file,node-name=file,filename={file}",
-                    "--blockdev", "driver=qcow2,node-name=disk,file=file",
+                    "--blockdev", $"driver={format},node-name=disk,file=file",
                     "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
                 ]);
             AwaitMount(mountPoint, _process);

@@ -44,6 +44,14 @@ internal sealed record QcowFsContender(string Program, string? MountOptions) : Q
     public override void Make(string? content, string file, CancellationToken cancellation) => MakeQcow2(content, file, cancellation);
 }
 
+/// <summary>QcowFs over VHDX.</summary>
+internal sealed record QcowFsOverVhdx(string Program, string? MountOptions) : QcowFsServer("vhdx", Program, MountOptions, "vhdx")
+{
+    public override bool HasEmptyDisks => true;
+
+    public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage("vhdx", content, file, cancellation);
+}
+
 /// <summary>QcowFs over a plain file: what add-cow is to come close to.</summary>
 internal sealed record QcowFsOverRaw(string Program, string? MountOptions) : QcowFsServer("raw", Program, MountOptions, "raw")
 {

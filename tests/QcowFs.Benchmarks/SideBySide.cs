@@ -163,7 +163,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     // A fast image that is not sound counts for nothing.
     private void CheckImages(string directory)
     {
-        foreach (string image in Directory.GetFiles(directory, "*.qcow2"))
+        foreach (string image in (string[])[.. Directory.GetFiles(directory, "*.qcow2"), .. Directory.GetFiles(directory, "*.vhdx")])
         {
             _ = Command.Run("qemu-img", ["check", "-q", image], cancellation);
         }

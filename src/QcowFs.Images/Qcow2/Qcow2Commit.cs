@@ -362,7 +362,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 ulong count = state.Refcounts.Get(page, cluster);
                 if (count == 0)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                else if (count > 1)
+                if (count != 1)
                     continue;
                 state.CompressedSpace?.Leave(cluster);
                 if (found.Count > 0 && found[^1].End == cluster)

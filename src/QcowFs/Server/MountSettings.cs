@@ -14,7 +14,8 @@ internal sealed record MountSettings
     { ValueIsOptional = true };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
     public static readonly Option Stream = new(
-        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
+        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
+    { ValueIsOptional = true };
     public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
@@ -33,8 +34,8 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo,
-        NoPartitions, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.

@@ -1,6 +1,5 @@
 // The estimate against a count by hand, and the rule that stops hashing what never repeats.
 using QcowFs.Images.Engine;
-using QcowFs.Storage;
 using QcowFs.Testing;
 
 namespace QcowFs.Images.Tests.Dedup;
