@@ -318,6 +318,9 @@ internal sealed partial class CowImage
     /// <summary>Writes what the index holds in memory, for tests that want it on disk before the data.</summary>
     internal void FlushIndexEarly() => Index?.NoteScan(0);
 
+    /// <summary>Puts an entry into the index that need not be true, for tests.</summary>
+    internal void LieToIndex(ReadOnlySpan<byte> block, long guest, long host) => Index!.Insert(new IndexEntry(Index.HashOf(block), guest, host));
+
     /// <summary>Before the end of use: index and table bits durable, else no mark.</summary>
     private void SealIndex()
     {

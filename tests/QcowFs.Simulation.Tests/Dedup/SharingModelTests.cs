@@ -96,6 +96,41 @@ public sealed class SharingModelTests
         }
     }
 
+    /// <summary>Entries with the right hashes and any block numbers: of other blocks, of metadata, far outside, of the block itself.</summary>
+    [Fact]
+    public void An_index_that_lies_changes_no_byte()
+    {
+        Geometry geometry = new("cluster_size=4096", 500_224);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        foreach (ulong seed in Seeds.Between(1, 4))
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            Random random = new((int)seed);
+            using (CowImage image = SharingImages.Open(disk, prepared))
+            {
+                for (int round = 0; round < 10; round++)
+                {
+                    for (int i = 1; i < 30; i++)
+                    {
+                        long guest = random.Next(8) == 0 ? random.NextInt64(1L << 48) : random.Next(130);
+                        long host = random.Next(8) == 0 ? random.NextInt64(1L << 48) : random.Next(140);
+                        image.LieToIndex(SharingOperation.Content(i, 4096), guest, host);
+                    }
+
+                    Run(image, model, geometry, seed + ((ulong)round * 100), 30, 4096);
+                    model.CheckLive(image);
+                }
+
+                Assert.True(image.Statistics.Dedup!.Stale > 20);
+                image.Close();
+            }
+
+            AssertClean(disk, $"seed {seed}");
+            SimulatedImages.JudgeByQemu(disk, prepared, model.Current.AsSpan(0, geometry.Size), $"seed {seed}");
+        }
+    }
+
     [Theory]
     [InlineData(2, 2)]
     [InlineData(4, 7)]

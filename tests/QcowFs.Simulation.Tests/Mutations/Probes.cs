@@ -207,6 +207,9 @@ public static class Probes
         tests.Agrees_with_bytes_and_with_qemu_over_sessions(new Geometry("cluster_size=512", 300_032));
     }
 
+    public static void LimitOfSharing() =>
+        new SharingModelTests().A_cluster_is_shared_up_to_the_limit_and_then_overwritten_one_by_one(bits: 2, limit: 2);
+
     public static void RaceOfSharing() =>
         new SharingConcurrencyTests().An_owner_rewritten_during_the_comparison_is_not_shared_with_its_new_bytes();
 

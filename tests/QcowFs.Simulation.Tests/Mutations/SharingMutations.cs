@@ -32,6 +32,12 @@ internal static class SharingMutations
             "",
             nameof(Probes.ModelOfSharing)),
         new Mutation(
+            "I2 a cluster is shared beyond what its count holds",
+            "Qcow2/Qcow2BlockMap.Sharing.cs",
+            " || count >= MostReferences)",
+            ")",
+            nameof(Probes.LimitOfSharing)),
+        new Mutation(
             "C2 a mapping that is alone again does not get its flag back",
             "Engine/CowImage.Sharing.cs",
             "sharing.Sweep(_commits.Run, static () => false);",
