@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect check create map resize snapshot sync dedup commit config loop'
+    local commands='mount umount list info inspect journal check create map resize snapshot sync dedup commit config loop'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -22,7 +22,7 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --overlay --overlay= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+            options="$options -w --writable --overlay --overlay= --journal --journal= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
                 --cache= --threads --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
         umount | sync)
@@ -35,6 +35,7 @@ _qcowfs() {
         list) options="$options --json" ;;
         info) options="$options --chain -f --format --allow-references= --json" ;;
         inspect | map) options="$options -f --format --allow-references= --json" ;;
+        journal) options="$options -f --format --json" ;;
         check) options="$options -f --format --allow-references= --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
         loop)

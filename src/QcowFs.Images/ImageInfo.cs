@@ -28,6 +28,9 @@ public sealed record ImageInfo
     /// <summary>What opening replayed or repaired, in words for a person, or null.</summary>
     public string? Recovery { get; init; }
 
+    /// <summary>A log or journal was replayed at the open; without -w into memory.</summary>
+    public bool Replayed { get; init; }
+
     /// <summary>The backing image's facts where one was opened, else null.</summary>
     public ImageInfo? Backing { get; init; }
 }

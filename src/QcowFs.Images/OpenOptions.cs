@@ -44,6 +44,10 @@ public sealed record OpenOptions
     /// makes them no smaller. Refused for images that cannot hold compressed blocks.</summary>
     public bool Compress { get; init; }
 
+    /// <summary>The journal that a writable qcow2 image is to be written with, or null: ordered commits. Refused where the image cannot
+    /// have one.</summary>
+    public JournalOptions? Journal { get; init; }
+
     /// <summary>The clock; replaced in tests.</summary>
     public TimeProvider Time { get; init; } = TimeProvider.System;
 

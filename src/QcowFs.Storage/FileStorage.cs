@@ -13,10 +13,13 @@ namespace QcowFs.Storage;
 /// A regular file or block device. Thread-safe as <see cref="IStorage"/> says. <see cref="SetLength"/> to less than others are
 /// writing at that moment leaves the length undefined until both are done.
 /// </summary>
-public sealed class FileStorage : IStorage, IExtentSource
+public sealed class FileStorage : IIdentifiedStorage, IExtentSource
 {
     // Below this, writing zeros beats the file system's transaction for changing the allocation.
     private const long SmallZeroes = 64 << 10;
+
+    // A file of the kernel's that never changes; without /proc nothing is known.
+    private static readonly Lazy<UInt128> BootId = new(ReadBootId);
 
     private static readonly AlignedBuffer Zeroes = new(BouncePool.BufferSize); // never written, never freed
 
@@ -75,6 +78,9 @@ public sealed class FileStorage : IStorage, IExtentSource
         StatxData facts = Stat(Libc.STATX_BASIC_STATS);
         return FileFacts.From(facts) with { Length = CurrentLength(facts), IsBlockDevice = _isBlockDevice };
     }
+
+    /// <inheritdoc/>
+    public StorageIdentity Identity => QueryFacts() is var facts ? new StorageIdentity(BootId.Value, facts.Device, facts.Inode) : default;
 
     /// <inheritdoc/>
     /// <remarks>Where the host cannot tell, all is data.</remarks>
@@ -373,6 +379,20 @@ public sealed class FileStorage : IStorage, IExtentSource
         finally
         {
             BouncePool.Return(bounce);
+        }
+    }
+
+    private static UInt128 ReadBootId()
+    {
+        try
+        {
+            string text = File.ReadAllText("/proc/sys/kernel/random/boot_id").Trim().Replace("-", "", StringComparison.Ordinal);
+            return UInt128.TryParse(text, System.Globalization.NumberStyles.HexNumber, System.Globalization.CultureInfo.InvariantCulture, out UInt128 id)
+                ? id : UInt128.Zero;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return UInt128.Zero;
         }
     }
 }

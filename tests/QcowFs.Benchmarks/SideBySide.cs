@@ -97,6 +97,8 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
 
     private double RunOnEmpty(Workload workload, Contender contender, string directory)
     {
+        if (contender is QcowFsContender ours && workload.MountOptions is { } extra)
+            contender = ours with { MountOptions = ours.MountOptions is null ? extra : $"{ours.MountOptions},{extra}" };
         Dictionary<Contender, ServedDisk> disks = [];
         double value;
         try

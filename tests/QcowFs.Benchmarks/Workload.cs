@@ -44,6 +44,9 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
     /// <summary>No more than this, in the row's own unit.</summary>
     public double? AtMost { get; init; }
 
+    /// <summary>Mount options that QcowFs gets in this row besides the command line's; for rows on empty disks.</summary>
+    public string? MountOptions { get; init; }
+
     public string Unit => Measure switch
     {
         Measure.OperationsPerSecond => "IOPS",
@@ -83,6 +86,10 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
             { State = DiskState.Empty, Timed = false, TimesQemu = null, AtMost = 2 },
         new("4k-alloc-fsync1", Measure.OperationsPerSecond, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=4g --randseed=1")
             { State = DiskState.Empty, Place = Place.Disk },
+        new("4k-alloc-fsync-syncs-journal", Measure.SyncsPerSync, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=1g --io_size=8m --randseed=1")
+            { State = DiskState.Empty, Timed = false, TimesQemu = null, AtMost = 1.05, MountOptions = "journal" },
+        new("4k-alloc-fsync1-journal", Measure.OperationsPerSecond, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=4g --randseed=1")
+            { State = DiskState.Empty, Place = Place.Disk, TimesQemu = 2, MountOptions = "journal" },
         new("4k-rewrite-fsync1", Measure.OperationsPerSecond, $"--rw=randwrite --bs=4k --ioengine=psync --fsync=1 {Whole}")
             { Place = Place.Disk, OfNullServer = ShareWithSync },
     ];

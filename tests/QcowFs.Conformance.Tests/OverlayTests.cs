@@ -65,6 +65,35 @@ public sealed class OverlayTests
         box.QcowFs("umount", "m").Expect();
     }
 
+    /// <summary>The formats whose images QEMU, or nobody else, makes otherwise.</summary>
+    [SkippableTheory]
+    [InlineData("disk.vhdx", "qemu-img create -q -f vhdx disk.vhdx 64M; qemu-io -c 'write -P 1 0 8M' disk.vhdx >/dev/null")]
+    [InlineData("disk.add-cow", "truncate -s 64M base.raw; qemu-io -f raw -c 'write -P 1 0 8M' base.raw >/dev/null; $QCOWFS create -f add-cow -b base.raw -F raw -o image_file=img.raw disk.add-cow")]
+    public void Over_other_formats(string image, string make)
+    {
+        using Sandbox box = new();
+        Tools.Require("qemu-img", "qemu-io");
+        box.Shell(make + "; mkdir m").Expect();
+        string before = box.Shell("sha256sum disk.* *.raw 2>/dev/null || true").Expect();
+        box.QcowFs("mount", "--overlay", image, "m").Expect();
+        box.Shell($"dd if=/dev/urandom of=m/{image}.raw bs=1M seek=3 count=4 conv=notrunc status=none").Expect();
+        box.QcowFs("umount", "m").Expect();
+        box.QcowFs("mount", "--overlay=o.qcow2", image, "m").Expect();
+        box.Shell($"dd if=/dev/urandom of=m/{image}.raw bs=1M seek=3 count=4 conv=notrunc status=none; fallocate -p -o 1M -l 1M m/{image}.raw; cp m/{image}.raw expected").Expect();
+        box.QcowFs("umount", "m").Expect();
+        Assert.Equal(before, box.Shell("sha256sum disk.* *.raw 2>/dev/null || true").Expect());
+        box.QcowFs("commit", "o.qcow2").Expect();
+        foreach (string[] options in new string[][] { [], ["--overlay=o.qcow2"] })
+        {
+            box.QcowFs(["mount", .. options, image, "m"]).Expect();
+            box.Run("cmp", $"m/{image}.raw", "expected").Expect();
+            box.QcowFs("umount", "m").Expect();
+        }
+
+        box.QcowFs("check", image).Expect();
+        box.QcowFs("check", "o.qcow2").Expect(); // QEMU opens no image over an add-cow
+    }
+
     [SkippableFact]
     public void An_image_on_a_read_only_file_system()
     {

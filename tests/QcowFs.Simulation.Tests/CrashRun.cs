@@ -12,6 +12,8 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
 {
     private readonly PreparedImage _prepared = SimulatedImages.Prepare(geometry);
     private (SimulatedDisk Disk, DiskModel Model)? _start;
+    private ulong _ids;
+    private long _acknowledged;
 
     /// <summary>How much of the disk is written and synced before the run, in large writes.</summary>
     public int PrefilledBytes { get; init; }
@@ -21,6 +23,9 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
 
     /// <summary>Whether the run must move the refcount table, which it is then checked to do.</summary>
     public bool Relocates { get; init; }
+
+    /// <summary>Bytes of the journal's ring, or 0: no journal.</summary>
+    public int RingBytes { get; init; }
 
     /// <summary>Crashes at every tick of a run.</summary>
     public void EveryInstant(int steps, int choices, Action<string>? log)
@@ -46,7 +51,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     {
         (SimulatedDisk disk, DiskModel model) = Start();
         first = disk.Clock + 1;
-        using (IDiskImage image = SimulatedImages.Open(disk, _prepared))
+        using (IDiskImage image = Open(disk))
         {
             Operate(image, model, steps, seed);
             model.CheckLive(image);
@@ -90,9 +95,10 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     {
         (SimulatedDisk disk, DiskModel model) = Start();
         disk.CrashAt(instant);
+        _acknowledged = model.Mark;
         try
         {
-            using IDiskImage image = SimulatedImages.Open(disk, _prepared);
+            using IDiskImage image = Open(disk);
             Operate(image, model, steps, seed);
             image.Close();
         }
@@ -101,6 +107,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
             // The crash that was asked for.
         }
 
+        long acknowledged = _acknowledged;
         HashSet<UInt128> seen = [];
         int number = 0;
         foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(choices, seed))
@@ -115,14 +122,17 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
                 WorkAndCrash(survivor, model.Clone(), where);
         }
 
-        Killed(disk.Kill(), model.Clone(), $"{geometry} seed {seed} instant {instant} kill");
+        Killed(disk.Kill(), model.Clone(), acknowledged, $"{geometry} seed {seed} instant {instant} kill");
     }
 
     /// <summary>After a kill everything is there but unsynced: what the next session was told is the disk must not vanish (I8).</summary>
-    private void Killed(SimulatedDisk disk, DiskModel model, string where)
+    private void Killed(SimulatedDisk disk, DiskModel model, long acknowledged, string where)
     {
+        // With a journal everything acknowledged survives, synced or not (J11).
+        if (RingBytes > 0)
+            model.Sync(acknowledged);
         Judge(disk, model, where);
-        using (CowImage image = SimulatedImages.Open(disk, _prepared))
+        using (CowImage image = Open(disk))
             model.Adopt(image);
         Judge(disk.Crash(CrashChoice.Nothing), model, where + ", then power loss");
     }
@@ -130,13 +140,13 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     /// <summary>Goes on working on what survived, and crashes again.</summary>
     private void WorkAndCrash(SimulatedDisk survivor, DiskModel model, string where)
     {
-        using (CowImage image = SimulatedImages.Open(survivor, _prepared))
+        using (CowImage image = Open(survivor))
             model.Adopt(image);
         SimulatedDisk disk = survivor.Kill();
         disk.CrashAt(disk.Clock + 12);
         try
         {
-            using CowImage image = SimulatedImages.Open(disk, _prepared);
+            using CowImage image = Open(disk);
             Operate(image, model, 8, seed + 1000);
             image.Close();
         }
@@ -153,7 +163,7 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
     private void WorkAndClose(SimulatedDisk survivor, DiskModel model, string where)
     {
         SimulatedDisk disk = survivor.Kill();
-        using (CowImage image = SimulatedImages.Open(disk, _prepared))
+        using (CowImage image = Open(disk))
         {
             model.Adopt(image);
 
@@ -169,10 +179,18 @@ internal sealed class CrashRun(Geometry geometry, ulong seed)
         JudgeClosed(disk, model, $"{where}, then closed", leaksAllowed: geometry.Options.Contains("0.10"));
     }
 
+    private CowImage Open(SimulatedDisk disk) =>
+        SimulatedImages.Open(disk, _prepared, journal: RingBytes == 0 ? null : new JournalOptions { RingBytes = RingBytes, NewId = NextId });
+
+    private UInt128 NextId() => new(seed, ++_ids);
+
     private void Operate(IDiskImage image, DiskModel model, int steps, ulong operations)
     {
         foreach (Operation operation in Operation.Random(operations, steps, geometry, OperateFrom))
+        {
             operation.Run(image, model);
+            _acknowledged = model.Mark;
+        }
     }
 
     private void Judge(SimulatedDisk disk, DiskModel model, string where) => Judge(disk, model, _prepared, where);

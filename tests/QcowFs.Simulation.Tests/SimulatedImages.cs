@@ -63,12 +63,12 @@ internal static class SimulatedImages
     }
 
     /// <summary>Opens the image on a disk.</summary>
-    public static CowImage Open(SimulatedDisk disk, PreparedImage image, bool writable = true, long cacheSize = 1024, Action<string>? log = null)
+    public static CowImage Open(SimulatedDisk disk, PreparedImage image, bool writable = true, long cacheSize = 1024, Action<string>? log = null, JournalOptions? journal = null)
     {
         SimulatedStorage file = disk.Open("image", readOnly: !writable);
         IStorage? data = image.Data is null ? null : disk.Open("data", readOnly: !writable);
         IDiskImage? backing = image.Backing is null ? null : OpenBacking(image.Backing);
-        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Log = log, Compress = image.Compress };
+        OpenOptions options = new() { Writable = writable, CommitInterval = TimeSpan.Zero, BackgroundRecovery = false, CacheSize = cacheSize, Journal = journal, Log = log, Compress = image.Compress };
         return (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, data, backing, options));
     }
 

@@ -81,11 +81,21 @@ public sealed class MountSettingsTests
     }
 
     [Fact]
+    public void A_journal_has_16_MiB_unless_stated()
+    {
+        Assert.Null(Read("-w").Open.Journal);
+        Assert.Equal(16L << 20, Read("-w", "--journal").Open.Journal!.RingBytes);
+        Assert.Equal(16L << 20, Read("-o", "writable,journal").Open.Journal!.RingBytes);
+        Assert.Equal(2L << 20, Read("-w", "--journal=2M").Open.Journal!.RingBytes);
+    }
+
+    [Fact]
     public void Writable_files_are_0600() => Assert.Equal(0x180u, Read("-o", "writable").Tree.FileMode);
 
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
     [InlineData("--stream: needs --writable; give -w too", "--stream")]
+    [InlineData("--dedup: does not go with --journal; give one of them", "-w", "--journal", "--dedup")]
     [InlineData("--stream: 1024 bytes a second are too few; give at least 64k", "-w", "--stream=1k")]
     [InlineData("--stream: \"much\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--stream=much")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
@@ -99,6 +109,10 @@ public sealed class MountSettingsTests
     [InlineData("--cache: \"yes\" is not one of its values; use host, none", "--cache=yes")]
     [InlineData("--cache-size: \"12Q\" is not a size; give a number of bytes, or one with k, M, G or T", "--cache-size=12Q")]
     [InlineData("--cache-size: 4096 bytes are too few; give at least 1M", "--cache-size=4k")]
+    [InlineData("--journal: a journal is for writing; add -w, or leave it out: mounts without -w read through a journal that is there", "--journal")]
+    [InlineData("--journal: 4096 bytes are not a journal's size; give 1M to 64M", "-w", "--journal=4k")]
+    [InlineData("--journal: 1073741824 bytes are not a journal's size; give 1M to 64M", "-w", "--journal=1G")]
+    [InlineData("--journal: \"x\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--journal=x")]
     [InlineData("--threads: \"0\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=0")]
     [InlineData("--threads: \"x\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=x")]
     [InlineData("--mode: \"0888\" is not an octal mode up to 0777; give one such as 0640", "--mode=0888")]

@@ -68,8 +68,10 @@ public sealed class SettingsTests : IDisposable
         Assert.Equal(64L << 20, settings.Open.CacheSize);
         Assert.Equal(3, settings.ThreadCount);
         Assert.Equal("/var/log/x", settings.LogFile);
-        // Every setting is in this file.
-        Assert.Equal(SettingSources.Known.Select(o => o.Name), SettingReader.Read(Sources).Select(s => s.Option.Name).Order(StringComparer.Ordinal));
+        // Every setting is in this file, but for those that are about deduplication alone.
+        Assert.Equal(
+            SettingSources.Known.Select(o => o.Name).Where(n => !n.StartsWith("dedup-", StringComparison.Ordinal)),
+            SettingReader.Read(Sources).Select(s => s.Option.Name).Order(StringComparer.Ordinal));
     }
 
     [Fact]

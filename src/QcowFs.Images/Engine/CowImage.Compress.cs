@@ -33,7 +33,11 @@ internal sealed partial class CowImage
             int length = Compress(map, block, stream.AsSpan(0, _map.Traits.BlockSize));
             bool placed = false;
             if (length > 0)
-                Allocating(offset, block.Length, stream.AsSpan(0, length), (image, at, bytes) => placed = image.PlaceCompressed(map, at, bytes));
+                Allocating(offset, block.Length, stream.AsSpan(0, length), (image, at, bytes) =>
+                {
+                    placed = image.PlaceCompressed(map, at, bytes);
+                    return true;
+                });
             return placed;
         }
         finally
@@ -68,7 +72,7 @@ internal sealed partial class CowImage
         bool published = false;
         try
         {
-            _data.Write(reservation.Host, stream);
+            WriteFresh(reservation.Host, stream);
             _dataDirty = true; // I1: before a commit can see the mapping
             map.PublishCompressed(reservation);
             published = true;

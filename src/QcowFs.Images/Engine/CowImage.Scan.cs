@@ -64,7 +64,11 @@ internal sealed partial class CowImage
             _image = image;
             _share = share;
             _plan = new WritePlan(image);
-            _step = (_, offset, _) => LookLocked(offset);
+            _step = (_, offset, _) =>
+            {
+                LookLocked(offset);
+                return true; // no journal here (ImageChain)
+            };
         }
 
         public long Looked { get; private set; }

@@ -333,7 +333,11 @@ internal sealed partial class CowImage
     {
         private readonly short[] _twins = new short[StepBlocks * 2]; // open addressing over the blocks of this write by hash
 
-        public WritePlan(CowImage image) => Step = (_, offset, source) => image.WritePlanned(this, offset, source);
+        public WritePlan(CowImage image) => Step = (_, offset, source) =>
+        {
+            image.WritePlanned(this, offset, source);
+            return true; // no journal here (ImageChain)
+        };
 
         public ExclusiveStep Step { get; }
 

@@ -91,7 +91,7 @@ internal sealed partial class CowImage
             while (source.Length > 0)
             {
                 Extent extent = _map.Lookup(offset, source.Length);
-                if (extent.Kind != ExtentKind.Data || !extent.Writable)
+                if (extent.Kind != ExtentKind.Data || !extent.Writable || !MayOverwrite(extent))
                     return false;
                 _data.Write(extent.Host, source[..(int)extent.Length]);
                 _dataDirty = true;
@@ -107,34 +107,52 @@ internal sealed partial class CowImage
         }
     }
 
-    private delegate void ExclusiveStep(CowImage image, long offset, ReadOnlySpan<byte> source);
+    /// <summary>Changes the mapping. False, with an unknown part done: a commit must come first, then the whole step again.</summary>
+    private delegate bool ExclusiveStep(CowImage image, long offset, ReadOnlySpan<byte> source);
+
+    private enum StepOutcome
+    {
+        Done,
+        /// <summary>The host is full, and a commit may free space.</summary>
+        HostIsFull,
+        /// <summary>A commit must come first (IWriteGuard).</summary>
+        NeedsCommit,
+    }
+
+    /// <summary>Whether a block that is the image's own may be written in place now.</summary>
+    private bool MayOverwrite(in Extent extent) => _dataGuard is null || _dataGuard.TryOverwrite(extent.Host, extent.Length);
 
     /// <summary>Runs a step that changes the mapping, under the exclusive range lock. Where the host is full while freed blocks
-    /// wait for their commit, commits (holding no lock) and tries once more.</summary>
+    /// wait for their commit, commits (holding no lock) and tries once more. Where bytes that a commit lists must stay, commits and
+    /// tries again.</summary>
     private void Allocating(long offset, long length, ReadOnlySpan<byte> source, ExclusiveStep step)
     {
         if (_map.NeedsCommit)
             _commits.Run();
-        if (TryStep(offset, length, source, step, lastTry: false))
-            return;
-        _commits.Run();
-        TryStep(offset, length, source, step, lastTry: true);
+        bool wasFull = false;
+        for (StepOutcome outcome; (outcome = TryStep(offset, length, source, step, lastTry: wasFull)) != StepOutcome.Done;)
+        {
+            wasFull |= outcome == StepOutcome.HostIsFull;
+            _commits.Run();
+        }
+
+        if (_guard is not null && !_guard.TryLogChanges())
+            _commits.Run();
     }
 
-    /// <summary>False: the host is full, and a commit may free space.</summary>
-    private bool TryStep(long offset, long length, ReadOnlySpan<byte> source, ExclusiveStep step, bool lastTry)
+    private StepOutcome TryStep(long offset, long length, ReadOnlySpan<byte> source, ExclusiveStep step, bool lastTry)
     {
         using RangeGate.Ticket held = LockRange(offset, length, exclusive: true);
         int slot = _epoch.Enter();
         try
         {
-            step(this, offset, source);
+            bool done = step(this, offset, source);
             ArmCommitTimer();
-            return true;
+            return done ? StepOutcome.Done : StepOutcome.NeedsCommit;
         }
         catch (StorageException exception) when (exception.IsOutOfSpace && !lastTry && _map.IsDirty)
         {
-            return false;
+            return StepOutcome.HostIsFull;
         }
         finally
         {
@@ -142,23 +160,30 @@ internal sealed partial class CowImage
         }
     }
 
-    private void WriteExclusive(long offset, ReadOnlySpan<byte> source)
+    private bool WriteExclusive(long offset, ReadOnlySpan<byte> source)
     {
         while (source.Length > 0)
         {
             Extent extent = _map.Lookup(offset, source.Length);
             ReadOnlySpan<byte> part = source[..(int)extent.Length];
-            if (extent.Kind == ExtentKind.Data && extent.Writable)
+            if (extent.Kind != ExtentKind.Data || !extent.Writable)
+                part = part[..WriteNew(offset, part)];
+            else if (MayOverwrite(extent))
                 _data.Write(extent.Host, part);
             else
-                part = part[..WriteNew(offset, part)];
+                return false;
+            if (part.IsEmpty)
+                return false;
             _dataDirty = true;
             offset += part.Length;
             source = source[part.Length..];
         }
+
+        return true;
     }
 
-    /// <summary>Writes a prefix of a range that has no block of its own. Returns how many bytes that was.</summary>
+    /// <summary>Writes a prefix of a range that has no block of its own. Returns how many bytes that was; 0: a commit must come
+    /// first.</summary>
     private int WriteNew(long offset, ReadOnlySpan<byte> part)
     {
         int zeros = LeadingZeroBytes(offset, part);
@@ -178,10 +203,12 @@ internal sealed partial class CowImage
         return Place(offset, part);
     }
 
-    /// <summary>Reserve, write, publish for a prefix of a range. Returns how many bytes that was.</summary>
+    /// <summary>Reserve, write, publish for a prefix of a range. Returns how many bytes that was; 0: a commit must come first.</summary>
     private int Place(long offset, ReadOnlySpan<byte> part)
     {
         Reservation reservation = _map.Reserve(offset, part.Length);
+        if (reservation.InPlace && _dataGuard?.TryOverwrite(reservation.Host, reservation.End - reservation.Start) == false)
+            return 0;
         int written = (int)Math.Min(part.Length, reservation.End - offset);
         bool published = false;
         try
@@ -212,7 +239,7 @@ internal sealed partial class CowImage
         bool tailNeeded = tail > 0 && !(reservation.ReadsAsZero && IsZero(offset + part.Length, tail));
         if (!headNeeded && !tailNeeded)
         {
-            _data.Write(host, part);
+            WriteFresh(host, part);
             return;
         }
 
@@ -228,21 +255,28 @@ internal sealed partial class CowImage
                 ReadAround(offset - copiedHead, whole[..copiedHead]);
                 part.CopyTo(whole[copiedHead..]);
                 ReadAround(offset + part.Length, whole[(copiedHead + part.Length)..]);
-                _data.Write(host - copiedHead, whole);
+                WriteFresh(host - copiedHead, whole);
                 return;
             }
 
             Span<byte> around = buffer.AsSpan(0, copiedHead + copiedTail);
             ReadAround(offset - copiedHead, around[..copiedHead]);
             ReadAround(offset + part.Length, around[copiedHead..]);
-            _data.Write(host - copiedHead, around[..copiedHead]);
-            _data.Write(host, part);
-            _data.Write(host + part.Length, around[copiedHead..]);
+            WriteFresh(host - copiedHead, around[..copiedHead]);
+            WriteFresh(host, part);
+            WriteFresh(host + part.Length, around[copiedHead..]);
         }
         finally
         {
             ArrayPool<byte>.Shared.Return(buffer);
         }
+    }
+
+    /// <summary>Writes to reserved space.</summary>
+    private void WriteFresh(long host, ReadOnlySpan<byte> bytes)
+    {
+        _dataGuard?.NoteFresh(host, bytes.Length);
+        _data.Write(host, bytes);
     }
 
     /// <summary>Reads guest bytes for copy-on-write. The exclusive range lock keeps their blocks from being freed.</summary>
@@ -252,7 +286,7 @@ internal sealed partial class CowImage
             ReadGuest(offset, destination);
     }
 
-    private void ReserveExclusive(long offset, long length)
+    private bool ReserveExclusive(long offset, long length)
     {
         byte[] buffer = ArrayPool<byte>.Shared.Rent(ComposeLimit);
         try
@@ -265,6 +299,8 @@ internal sealed partial class CowImage
                 {
                     ReadGuest(offset, buffer.AsSpan(0, part));
                     part = Place(offset, buffer.AsSpan(0, part));
+                    if (part == 0)
+                        return false;
                     _dataDirty = true;
                 }
                 else
@@ -276,6 +312,8 @@ internal sealed partial class CowImage
 
                 offset += part;
             }
+
+            return true;
         }
         finally
         {
@@ -290,7 +328,11 @@ internal sealed partial class CowImage
     {
         long read = 0;
         BeginChange();
-        Allocating(offset, length, default, (image, at, _) => read = image.FillExclusive(at, length));
+        Allocating(offset, length, default, (image, at, _) =>
+        {
+            read = image.FillExclusive(at, length);
+            return true;
+        });
         return read;
     }
 
@@ -395,7 +437,7 @@ internal sealed partial class CowImage
         }
     }
 
-    private void ZeroExclusive(long offset, long length, bool keepSpace)
+    private bool ZeroExclusive(long offset, long length, bool keepSpace)
     {
         long end = offset + length;
         int subBlock = _map.Traits.SubBlockSize;
@@ -417,9 +459,12 @@ internal sealed partial class CowImage
             }
 
             long next = (offset & (subBlock - 1)) == 0 && wholeEnd > offset ? wholeEnd : Math.Min(end, (offset | (subBlock - 1L)) + 1);
-            WriteZeroBytes(offset, next - offset, keepSpace);
+            if (!WriteZeroBytes(offset, next - offset, keepSpace))
+                return false;
             offset = next;
         }
+
+        return true;
     }
 
     /// <summary>Makes whole sub-blocks read as zeros without writing their bytes. False: the format cannot.</summary>
@@ -433,21 +478,34 @@ internal sealed partial class CowImage
         return true;
     }
 
-    private void WriteZeroBytes(long offset, long length, bool keepSpace)
+    private bool WriteZeroBytes(long offset, long length, bool keepSpace)
     {
         for (long end = offset + length; offset < end;)
         {
             Extent extent = _map.Lookup(offset, end - offset);
             long part = extent.Length;
             if (extent.Kind == ExtentKind.Data && extent.Writable)
+            {
+                if (!MayOverwrite(extent))
+                    return false;
                 ZeroInPlace(extent.Host, part, keepSpace);
+            }
             else if (ZeroPrefix(offset, part) is > 0 and var zeros)
+            {
                 part = zeros;
+            }
             else
+            {
                 part = Place(offset, Zeros.AsSpan(0, (int)Math.Min(part, Zeros.Length)));
+            }
+
+            if (part == 0)
+                return false;
             _dataDirty = true;
             offset += part;
         }
+
+        return true;
     }
 
     /// <summary>Makes a part of a block zero that cannot be unmapped. In formats of large blocks that is most of what a guest discards, so

@@ -32,9 +32,13 @@ internal sealed record CowImageParts(
 /// <summary>A disk image over a block map.</summary>
 internal sealed partial class CowImage : IDiskImage
 {
+    private static readonly TimeSpan ConfirmDelay = TimeSpan.FromMilliseconds(100);
+
     private readonly CowImageParts _parts;
     private readonly IBlockMap _map;
     private readonly ICompressingMap? _compressing;
+    private readonly IWriteGuard? _guard;
+    private readonly IWriteGuard? _dataGuard;
     private readonly IStorage _data;
     private readonly IDiskImage? _dataImage; // what is under _data where that is a disk image itself
     private readonly BackgroundFill? _fill;
@@ -42,6 +46,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly RangeGate _ranges = new();
     private readonly GroupCommit _commits;
     private readonly ITimer? _commitTimer;
+    private readonly ITimer? _confirmTimer;
     private readonly TimeSpan _commitInterval;
     private readonly long _blockMask;
     private readonly int _blockBits;
@@ -49,6 +54,8 @@ internal sealed partial class CowImage : IDiskImage
     private readonly Thread? _recovery;
     private IDiskImage? _backing; // taken away by a commit once it is not needed; used inside the epoch only
     private int _timerArmed;
+    private int _confirmArmed;
+    private long _commitsAtConfirm;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
     private volatile bool _closed;
@@ -59,6 +66,8 @@ internal sealed partial class CowImage : IDiskImage
         _parts = parts;
         _map = parts.Map;
         _compressing = options is { Compress: true, Writable: true } ? parts.Map as ICompressingMap : null;
+        _guard = parts.Map.Guard;
+        _dataGuard = _guard is { ListsData: true } ? _guard : null;
         _data = parts.Data;
         _dataImage = (parts.Data is LatchedStorage latched ? latched.Inner : parts.Data) as IDiskImage;
         _backing = parts.Backing;
@@ -75,6 +84,8 @@ internal sealed partial class CowImage : IDiskImage
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
+        if (_commitTimer is not null && _guard is not null)
+            _confirmTimer = options.Time.CreateTimer(_ => ConfirmInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
         if (options.BackgroundRecovery && _map.Recovery is not null)
         {
             _recovery = new Thread(RecoverInBackground) { IsBackground = true, Name = "recovery" };
@@ -192,6 +203,7 @@ internal sealed partial class CowImage : IDiskImage
             return;
         _closed = true;
         _commitTimer?.Dispose();
+        _confirmTimer?.Dispose();
         _fill?.Dispose();
         StopRecovery();
         try
@@ -223,6 +235,7 @@ internal sealed partial class CowImage : IDiskImage
     {
         _closed = true;
         _commitTimer?.Dispose();
+        _confirmTimer?.Dispose();
         _fill?.Dispose();
         StopRecovery();
         _map.Dispose();
@@ -316,6 +329,8 @@ internal sealed partial class CowImage : IDiskImage
 
         if (_map.IsDirty)
             ArmCommitTimer();
+        if (_guard is { HasUnconfirmed: true })
+            ArmConfirmTimer();
         if (_map.IsComplete)
             ReleaseBacking();
     }
@@ -413,6 +428,33 @@ internal sealed partial class CowImage : IDiskImage
         catch (ObjectDisposedException) when (_closed)
         {
             // Close commits by itself.
+            return;
+        }
+    }
+
+    // When no commit came for a while, one confirms what is listed, so that the next overwrite need not wait for it.
+    private void ConfirmInBackground()
+    {
+        Volatile.Write(ref _confirmArmed, 0);
+        if (_guard is not { HasUnconfirmed: true } || _closed)
+            return;
+        if (Interlocked.Exchange(ref _commitsAtConfirm, Statistics.Commits) != Statistics.Commits)
+            ArmConfirmTimer();
+        else
+            CommitInBackground();
+    }
+
+    private void ArmConfirmTimer()
+    {
+        if (_confirmTimer is null || Interlocked.Exchange(ref _confirmArmed, 1) != 0)
+            return;
+        try
+        {
+            _confirmTimer.Change(ConfirmDelay, Timeout.InfiniteTimeSpan);
+        }
+        catch (ObjectDisposedException) when (_closed)
+        {
+            // Close confirms by itself.
             return;
         }
     }

@@ -90,6 +90,9 @@ internal interface IBlockMap : IDisposable
     /// <returns>Whether metadata was written.</returns>
     bool Commit(Func<bool> takeDataDirty);
 
+    /// <summary>What must be asked before host bytes change, or null where nothing must.</summary>
+    IWriteGuard? Guard => null;
+
     /// <summary>What an earlier crash left to be put right while the image is in use, or null.</summary>
     IRecovery? Recovery { get; }
 

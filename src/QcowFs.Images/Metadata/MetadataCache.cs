@@ -10,6 +10,12 @@ using QcowFs.Storage;
 
 namespace QcowFs.Images.Metadata;
 
+/// <summary>Sees a changed page.</summary>
+/// <param name="offset">Its host byte offset.</param>
+/// <param name="now">Its content.</param>
+/// <param name="logged">Its content at the last record; the visitor makes it equal to <paramref name="now"/>.</param>
+internal delegate void PageChangeVisitor(long offset, ReadOnlySpan<byte> now, Span<byte> logged);
+
 /// <summary>The metadata pages of one image. Thread-safe as the head of the file says.</summary>
 internal sealed class MetadataCache
 {
@@ -18,7 +24,10 @@ internal sealed class MetadataCache
     private readonly IStorage _file;
     private readonly Set[] _sets;
     private readonly int _pageBits;
-    private readonly int _dirtyLimit;
+    private readonly List<MetadataPage> _unlogged = [];
+    private readonly Stack<byte[]> _spareImages = new();
+    private int _dirtyLimit;
+    private volatile bool _logs;
     private List<MetadataPage> _dirty = [];
     private int _frozenCount;
     private long _misses;
@@ -95,6 +104,8 @@ internal sealed class MetadataCache
     /// <see cref="MetadataPage.EndChange"/>.</summary>
     public void BeginChange(MetadataPage page, CommitStage stage)
     {
+        if (_logs)
+            NoteUnlogged(page);
         if (page.Frozen && page.FrozenContent is null)
             page.FrozenContent = page.Bytes.ToArray(); // P4
         if (!page.Dirty)
@@ -124,6 +135,8 @@ internal sealed class MetadataCache
         foreach (MetadataPage page in frozen)
         {
             page.FrozenContent = null;
+            if (written && !page.Dirty)
+                ForgetLogged(page);
             if (!written && !page.Dirty)
             {
                 page.Unwritten |= Unwritten.Dirty;
@@ -134,6 +147,39 @@ internal sealed class MetadataCache
         }
 
         _frozenCount = 0;
+    }
+
+    /// <summary>From here on changes are told to <see cref="TakeChanges"/>. Nothing is dirty. Call under the gate.</summary>
+    /// <param name="dirtyLimit">So many dirty pages make a commit necessary.</param>
+    public void StartLogging(int dirtyLimit)
+    {
+        Invariant.Require(DirtyCount == 0, "logging starts with nothing dirty");
+        _dirtyLimit = Math.Min(_dirtyLimit, dirtyLimit);
+        _logs = true;
+    }
+
+    /// <summary>Ends what <see cref="StartLogging"/> began, with nothing dirty. Call under the gate.</summary>
+    public void StopLogging()
+    {
+        Invariant.Require(DirtyCount == 0, "logging ends with nothing dirty");
+        _logs = false;
+    }
+
+    /// <summary>Whether a page was changed since the last record. Call under the gate.</summary>
+    public bool HasUnlogged => _unlogged.Count > 0;
+
+    /// <summary>Shows every page that was changed since the last call, as it is and as it was then. Call under the gate.</summary>
+    public void TakeChanges(PageChangeVisitor visit)
+    {
+        foreach (MetadataPage page in _unlogged)
+        {
+            if (!page.Unlogged)
+                continue;
+            page.Unlogged = false;
+            visit(page.Offset, page.Bytes, page.Logged);
+        }
+
+        _unlogged.Clear();
     }
 
     /// <summary>Forgets the pages of a metadata block that is about to be freed (I3). They must not be frozen. Call under the gate.</summary>
@@ -150,12 +196,37 @@ internal sealed class MetadataCache
                 Invariant.Require(!page.Frozen && page.Pins == 0 && !page.Loading, "a metadata page in use is not dropped");
                 if (page.Dirty)
                     _dirty.Remove(page);
+                page.Unlogged = false;
+                ForgetLogged(page);
                 page.Unwritten = Unwritten.Nothing;
                 page.BeginChange();
                 page.Offset = MetadataPage.Nowhere;
                 page.EndChange();
             }
         }
+    }
+
+    // Whoever changes a page comes by here, so that no change can miss its record.
+    private void NoteUnlogged(MetadataPage page)
+    {
+        if (page.Logged is null)
+        {
+            page.Logged = _spareImages.TryPop(out byte[]? spare) ? spare : new byte[PageSize];
+            page.Bytes.CopyTo(page.Logged);
+        }
+
+        if (page.Unlogged)
+            return;
+        page.Unlogged = true;
+        _unlogged.Add(page);
+    }
+
+    private void ForgetLogged(MetadataPage page)
+    {
+        if (page.Logged is null || page.Unlogged)
+            return;
+        _spareImages.Push(page.Logged);
+        page.Logged = null;
     }
 
     private static MetadataPage? Find(Set set, long offset)

@@ -82,6 +82,13 @@ internal sealed class MetadataPage
     /// <summary>The content at the freeze, where it was changed since (P4). Guarded by the gate.</summary>
     public byte[]? FrozenContent { get; set; }
 
+    /// <summary>The content that the last record logged, where a journal is kept and the page was changed since it was last clean. Guarded
+    /// by the gate.</summary>
+    public byte[]? Logged { get; set; }
+
+    /// <summary>Changed since the last record. Guarded by the gate.</summary>
+    public bool Unlogged { get; set; }
+
     /// <summary>Makes readers wait or retry; every call is paired with <see cref="EndChange"/>.</summary>
     public void BeginChange() => Interlocked.Increment(ref _sequence);
 

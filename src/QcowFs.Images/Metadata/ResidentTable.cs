@@ -12,6 +12,7 @@ internal sealed class ResidentTable
 
     private readonly ulong[] _entries;
     private readonly SortedSet<int> _dirtyPieces = [];
+    private readonly SortedSet<int> _unloggedPieces = [];
 
     /// <summary>Creates a table of zero entries at a host offset that is a multiple of 512.</summary>
     public ResidentTable(long offset, int length)
@@ -51,7 +52,7 @@ internal sealed class ResidentTable
     /// <summary>A copy with more entries at another place, all of it dirty.</summary>
     public ResidentTable Relocate(long offset, int length)
     {
-        ResidentTable table = new(offset, length);
+        ResidentTable table = new(offset, length) { IsLogged = IsLogged };
         _entries.CopyTo(table._entries.AsSpan());
         for (int piece = 0; piece * EntriesPerPiece < length; piece++)
             table._dirtyPieces.Add(piece);
@@ -63,6 +64,22 @@ internal sealed class ResidentTable
     {
         Volatile.Write(ref _entries[index], value);
         _dirtyPieces.Add(index / EntriesPerPiece);
+        if (IsLogged)
+            _unloggedPieces.Add(index / EntriesPerPiece);
+    }
+
+    /// <summary>Whether changes are kept for <see cref="TakeUnlogged"/>. Set under the gate.</summary>
+    public bool IsLogged { get; set; }
+
+    /// <summary>Whether an entry was changed since the last record. Call under the gate.</summary>
+    public bool HasUnlogged => _unloggedPieces.Count > 0;
+
+    /// <summary>Shows the pieces that changed since the last call. Call under the gate.</summary>
+    public void TakeUnlogged(Action<FrozenPiece> visit)
+    {
+        foreach (int piece in _unloggedPieces)
+            visit(Piece(piece));
+        _unloggedPieces.Clear();
     }
 
     /// <summary>Takes the changed pieces as they are now for a commit. Call under the gate.</summary>
@@ -70,17 +87,19 @@ internal sealed class ResidentTable
     {
         List<FrozenPiece> pieces = [];
         foreach (int piece in _dirtyPieces)
-        {
-            int first = piece * EntriesPerPiece;
-            int count = Math.Min(EntriesPerPiece, _entries.Length - first);
-            byte[] bytes = new byte[count * 8];
-            for (int i = 0; i < count; i++)
-                BinaryPrimitives.WriteUInt64BigEndian(bytes.AsSpan(i * 8), _entries[first + i]);
-            pieces.Add(new FrozenPiece(piece, Offset + (first * 8L), bytes));
-        }
-
+            pieces.Add(Piece(piece));
         _dirtyPieces.Clear();
         return pieces;
+    }
+
+    private FrozenPiece Piece(int piece)
+    {
+        int first = piece * EntriesPerPiece;
+        int count = Math.Min(EntriesPerPiece, _entries.Length - first);
+        byte[] bytes = new byte[count * 8];
+        for (int i = 0; i < count; i++)
+            BinaryPrimitives.WriteUInt64BigEndian(bytes.AsSpan(i * 8), _entries[first + i]);
+        return new FrozenPiece(piece, Offset + (first * 8L), bytes);
     }
 
     /// <summary>Makes the pieces of a commit that did not complete dirty again. Call under the gate.</summary>

@@ -61,6 +61,9 @@ internal interface IImageLayer
     /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
     string? WhyNotCompressed => "the format has no compressed blocks";
 
+    /// <summary>Why the image cannot be written with a journal, and what to do; or null where it can.</summary>
+    (string Problem, string Advice)? WhyNoJournal => ("the format has no journal", "mount it without --journal");
+
     /// <summary>Throws <see cref="ImageFormatException"/> where the image cannot be used so.</summary>
     void RequireOpenable(bool writable);
 
@@ -93,6 +96,9 @@ internal interface IImageLayer
     /// <summary>As <see cref="Describe()"/>, where facts follow from the size of the data file's disk.</summary>
     /// <param name="dataSize">That size in bytes, or null where it is not known.</param>
     ImageFileFacts Describe(long? dataSize) => Describe();
+
+    /// <summary>What the image's journal holds; null where it has none.</summary>
+    JournalFacts? DescribeJournal() => null;
 
     /// <summary>Checks the image's consistency without changing it.</summary>
     CheckReport Check();

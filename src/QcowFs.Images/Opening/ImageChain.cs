@@ -22,6 +22,7 @@ internal sealed class ImageChain : IDisposable
     private readonly IHostFiles _files;
     private readonly ReferenceGate _gate;
     private readonly OpenOptions _options;
+    private bool _isJournaled = true;
     private readonly ImageChain? _user; // whose data file this chain presents (N3)
     private readonly List<Link> _links = [];
 
@@ -156,6 +157,7 @@ internal sealed class ImageChain : IDisposable
             {
                 Writable = writable && top,
                 CacheSize = cacheSize,
+                Journal = top && _isJournaled ? _options.Journal : null,
                 StreamRate = top && _user is null ? _options.StreamRate : null,
             };
             IStorage? dataFile = PresentData(link, disk, options);
@@ -284,6 +286,21 @@ internal sealed class ImageChain : IDisposable
 
         if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
             throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");
+        // Ours, for now: records do not list what writers of these two kinds make newly readable.
+        if (_options is { Writable: true, Journal: not null } and ({ Dedup: not null } or { Compress: true }))
+        {
+            throw new ImageFormatException(file.Name, "journal", -1, "a journal goes neither with deduplication nor with compression",
+                "leave one of them out");
+        }
+
+        if (_options is { Writable: true, Journal: { } journal } && link.Layer.WhyNoJournal is { } hindrance)
+        {
+            if (!journal.IsOptional)
+                throw new ImageFormatException(file.Name, "journal", -1, hindrance.Problem, hindrance.Advice);
+            _options.Log?.Invoke($"{file.Name}: {hindrance.Problem}; it is written without one");
+            _isJournaled = false;
+        }
+
         OpenDataFile(link, _options.Writable);
     }
 

@@ -50,6 +50,15 @@ public sealed class ImageOpener(IHostFiles files)
         return ImageFormats.Recognise(file)?.Name;
     }
 
+    /// <summary>What the image's journal holds, from its own file alone, without a lock; null where it has none.</summary>
+    /// <param name="path">The image.</param>
+    /// <param name="format">The format that the user states, or null to probe.</param>
+    public JournalFacts? ReadJournal(string path, string? format = null)
+    {
+        using IStorage file = files.Open(path, HostAccess.Inspect, directIo: false);
+        return ImageChain.ReadSource(file, format).DescribeJournal();
+    }
+
     /// <summary>Facts about an image and all below it, from the top down, without locks. What the policy refuses is a fault.</summary>
     public IReadOnlyList<ImageFileFacts> ReadChainInfo(string path, string? format, ReferencePolicy policy)
     {

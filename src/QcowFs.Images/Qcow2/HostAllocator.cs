@@ -64,6 +64,7 @@ internal sealed class HostAllocator
     private long _reservedEnd;
     private long _chunk = FirstChunk;
     private bool _tailChecked;
+    private volatile bool _starved;
 
     public HostAllocator(IStorage file, int clusterBits, IFreeClusterSource source)
     {
@@ -74,6 +75,13 @@ internal sealed class HostAllocator
         _tail = (file.Length + size - 1) >> clusterBits;
         _reservedEnd = _tail;
         _scanLimit = _tail;
+    }
+
+    /// <summary>A request found no space since this was last cleared.</summary>
+    public bool IsStarved
+    {
+        get => _starved;
+        set => _starved = value;
     }
 
     /// <summary>One past the last cluster that was ever in the file or handed out.</summary>
@@ -257,6 +265,7 @@ internal sealed class HostAllocator
                 {
                     full = exception;
                     long least = exactly ? wanted : 1;
+                    _starved = true;
                     if (chunk <= least)
                         return false;
                     chunk = Math.Max(least, chunk / 4);

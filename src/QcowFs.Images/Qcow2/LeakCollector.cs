@@ -59,6 +59,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     // Memory: a byte of count and two bits for each cluster of a window.
     private const int WindowClusters = 4 << 20;
     private const int AttemptsPerWindow = 4;
+    private const int CommitsToSettle = 3;
 
     // A leak is given up, then its table's flag is set, then its own.
     private const int Rounds = 3;
@@ -173,7 +174,10 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     {
         _unsure = false;
         _sawClearFlag = false;
-        _commit(); // so that what waits to be given up is not touched in the window
+        // So that what waits to be given up is not touched in the window; with a journal that takes commits of its own.
+        _commit();
+        for (int i = 0; i < CommitsToSettle && state.Pending.Count > 0; i++)
+            _commit();
         TouchedClusters touched = new(first, count);
         lock (state.Cache.Gate)
             state.Watch(touched);
@@ -210,6 +214,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
             ResidentTable table = state.Refcounts.Table;
             header = state.Header with
             {
+                Journal = state.JournalArea,
                 RefcountTableOffset = table.Offset,
                 RefcountTableClusters = (int)((table.Length * 8L) >> state.Header.ClusterBits),
             };

@@ -68,7 +68,8 @@ internal sealed partial class Qcow2BlockMap
 
     public void Abandon(in Reservation reservation)
     {
-        if (reservation.InPlace)
+        // With a journal a record may list what was written there (J5); the next mount finds it free.
+        if (reservation.InPlace || _state.Guard is not null)
             return;
         Placement at = PlacementOf(reservation);
         lock (_cache.Gate)

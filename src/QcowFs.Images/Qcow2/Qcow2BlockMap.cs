@@ -8,6 +8,7 @@
 using System.Buffers.Binary;
 using QcowFs.Images.Engine;
 using QcowFs.Images.Metadata;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -15,6 +16,9 @@ namespace QcowFs.Images.Qcow2;
 /// <summary>The block map of one qcow2 image.</summary>
 internal sealed partial class Qcow2BlockMap : ICompressingMap
 {
+    // Confirm, punch and sync, lower the counts.
+    private const int CommitsToFree = 3;
+
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
     private readonly IStorage _data;
@@ -27,6 +31,9 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
     private readonly LeakCollector? _collector;
     private readonly Qcow2Space _space;
     private readonly CompressedSpace? _compressedSpace;
+    private readonly JournalSession? _journal;
+    private readonly Lock _commitLock = new();
+    private bool _begun;
     private readonly int _clusterBits;
     private readonly long _clusterMask;
     private readonly int _subBits;
@@ -42,7 +49,7 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
         _header = parts.Header;
         _file = state.File;
         _data = state.Data;
-        _external = parts.DataFile is not null;
+        _external = state.HasExternalData;
         _hasBacking = parts.Backing is not null;
         _state = state;
         _commit = new Qcow2Commit(state);
@@ -58,6 +65,8 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
         _space = new Qcow2Space(state);
         if (parts.Options is { Writable: true, Compress: true } && !_external)
             state.CompressedSpace = _compressedSpace = new CompressedSpace(state, _space);
+        if (parts.Options is { Writable: true, Journal: { } options })
+            _journal = new JournalSession(state, _space, _commit, options, parts.Options.Log);
         Traits = new BlockMapTraits(_header.ClusterSize, 1 << _subBits);
     }
 
@@ -65,9 +74,14 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public long MetadataReads => _cache.Misses;
 
-    public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount > Qcow2State.RemovalLimit;
+    public bool NeedsCommit => _cache.NeedsCommit || _state.RemovalCount + _state.Pending.Count > Qcow2State.RemovalLimit;
 
-    public bool IsDirty => _state.IsDirty;
+    /// <summary>The journal's commits; null while there is no journal.</summary>
+    internal JournalCommit? JournalCommit => _journal?.Commit;
+
+    public bool IsDirty => _state.IsDirty || _state.Pending.Count > 0;
+
+    public IWriteGuard? Guard => _journal?.Guard;
 
     /// <summary>Makes room in the file.</summary>
     public Qcow2Space Space => _space;
@@ -104,13 +118,49 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
 
     public void ReadCompressed(long descriptor, int offset, Span<byte> destination) => _compressed.Read(descriptor, offset, destination);
 
-    public bool Commit(Func<bool> takeDataDirty) => _commit.Run(takeDataDirty);
+    public bool Commit(Func<bool> takeDataDirty)
+    {
+        if (_journal is null)
+            return _commit.Run(takeDataDirty);
+        lock (_commitLock)
+        {
+            if (_journal.Commit is not { } commit)
+                return _commit.Run(takeDataDirty);
+            bool written = commit.Run(takeDataDirty);
 
-    public void BeginUse() => _commit.BeginUse();
+            // Who found the host full waits for what is being freed, which takes syncs of its own (J6).
+            for (int i = 0; i < CommitsToFree && _state.Allocator!.IsStarved && _state.Pending.Count > 0; i++)
+                _ = commit.Run(static () => false);
+            _state.Allocator!.IsStarved = false;
+            return written;
+        }
+    }
+
+    public void BeginUse()
+    {
+        lock (_commitLock)
+        {
+            if (_begun)
+                return;
+            _commit.BeginUse();
+            _journal?.Begin();
+            _begun = true;
+        }
+    }
 
     public IRecovery? Recovery => _collector;
 
-    public void EndUse() => _commit.EndUse(recovered: _collector is null || _collector.IsComplete);
+    public void EndUse()
+    {
+        lock (_commitLock)
+        {
+            _journal?.End();
+            while (_state.IsDirty)
+                _ = _commit.Run(static () => false);
+            _commit.EndUse(recovered: _collector is null || _collector.IsComplete);
+            _begun = false;
+        }
+    }
 
     public void Dispose()
     {

@@ -3,12 +3,13 @@
 // number in the published consistency rules: alignment, reserved bits, ranges, COPIED against the stored count, subcluster bitmaps,
 // external data files, snapshots, bitmaps.
 //
-// The image is read through its storage, past every cache, so it must not be open for writing elsewhere. A check writes nothing by
+// What a journal holds counts as replayed. The image is read through its storage, past every cache, so it must not be open for writing elsewhere. A check writes nothing by
 // itself; run with an EntryRepair it has the entries mended that it finds broken, none of which changes what it goes on to count but
 // a misaligned zero cluster, so that the findings of such a run are not for reporting.
 using System.Buffers.Binary;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -91,11 +92,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
         if (header.HasJournal)
-        {
-            throw new ImageFormatException(file.Name, "journal", -1, "it has not been replayed, so nothing else is up to date",
-                "mount the image with -w and unmount it, then check again");
-        }
-
+            file = JournalReplay.Plan(header, file).View();
         Qcow2Checker checker = new(header, file, windowClusters, repair);
         checker._counter.Progress = progress;
         CheckReport report = checker.Run();

@@ -56,6 +56,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         try
         {
             WriteStages(frozen, takeDataDirty());
+            GiveUp(frozen.Removals);
             written = true;
         }
         finally
@@ -74,7 +75,6 @@ internal sealed class Qcow2Commit(Qcow2State state)
         {
             if (_inUse)
                 return;
-            state.File.Read(0, _headerSector);
             state.Bitmaps?.Begin(); // D1: the sync of the mark covers theirs
             if (state.Header.Version >= 3)
                 WriteAutoclear(KeptAutoclear | AutoclearFeatures.InUse);
@@ -105,7 +105,11 @@ internal sealed class Qcow2Commit(Qcow2State state)
         }
     }
 
-    private Frozen Freeze()
+    /// <summary>The refcount table is not where the header says.</summary>
+    public bool IsRelocated => state.Refcounts.Table.Offset != _headerTableOffset;
+
+    /// <summary>Takes all changes up to now; end with <see cref="Thaw"/>.</summary>
+    public Frozen Freeze()
     {
         lock (_cache.Gate)
         {
@@ -125,7 +129,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
         }
     }
 
-    private void Thaw(Frozen frozen, bool written)
+    /// <summary>Ends what <see cref="Freeze"/> began. Where the changes were not written, they wait for the next commit. Call under the
+    /// gate.</summary>
+    public void Thaw(Frozen frozen, bool written)
     {
         _cache.Thaw(frozen.Pages, written);
         if (!written)
@@ -139,9 +145,10 @@ internal sealed class Qcow2Commit(Qcow2State state)
         state.ThawRemovals(frozen.Removals, !written && frozen.CountPieces.Count + frozen.L1Pieces.Count > 0);
     }
 
-    private void WriteStages(Frozen frozen, bool dataDirty)
+    /// <summary>Writes the stages, each with its sync. Nothing is given up.</summary>
+    public void WriteStages(Frozen frozen, bool dataDirty)
     {
-        bool separateData = !ReferenceEquals(state.Data, state.File);
+        bool separateData = state.HasExternalData;
         bool relocated = frozen.CountTable.Offset != _headerTableOffset;
 
         // Stage 0.
@@ -178,8 +185,6 @@ internal sealed class Qcow2Commit(Qcow2State state)
             frozen.L1Pieces.Clear();
             frozen.Cleared.Clear();
         }
-
-        GiveUp(frozen.Removals);
     }
 
     /// <summary>Takes COPIED from entries on disk whose clusters get a second reference in this commit (I11): the page as an earlier commit
@@ -260,7 +265,9 @@ internal sealed class Qcow2Commit(Qcow2State state)
     {
         lock (_useLock)
         {
+            // The journal's feature bit comes and goes in the same sector.
             Span<byte> sector = _headerSector;
+            state.File.Read(0, sector);
             BinaryPrimitives.WriteInt64BigEndian(sector[Qcow2HeaderLayout.RefcountTableOffsetAt..], table.Offset);
             int clusters = (int)((table.Length * 8L) >> _clusterBits);
             BinaryPrimitives.WriteInt32BigEndian(sector[Qcow2HeaderLayout.RefcountTableClustersAt..], clusters);
@@ -270,6 +277,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
     private void WriteAutoclear(AutoclearFeatures features)
     {
+        state.File.Read(0, _headerSector);
         BinaryPrimitives.WriteUInt64BigEndian(_headerSector.AsSpan(Qcow2HeaderLayout.AutoclearFeaturesAt), (ulong)features);
         state.File.Write(0, _headerSector);
         state.File.Sync();
@@ -376,7 +384,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
     }
 
     /// <summary>What one commit writes.</summary>
-    private sealed class Frozen
+    internal sealed class Frozen
     {
         public required List<MetadataPage> Pages { get; init; }
 

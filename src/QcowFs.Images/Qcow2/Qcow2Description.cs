@@ -1,4 +1,5 @@
 // Facts about a qcow2 image for `info`, under the keys that `qemu-img info --output=json` has for them.
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -19,9 +20,22 @@ internal static class Qcow2Description
         Snapshots = [.. Qcow2SnapshotTable.Read(header, file).Snapshots.Select(DescribeSnapshot)],
         FormatSpecific = DescribeFormat(header, file),
         IsDirty = header.IsDirty,
-        Log = header.HasJournal ? "a journal that has not been replayed"
+        Log = header.HasJournal ? DescribeJournal(header, file)
             : header.AutoclearFeatures.HasFlag(AutoclearFeatures.InUse) ? "in use, or not closed properly: space may have leaked" : null,
     };
+
+    // Another process may be writing it; then what is read fits together only by chance.
+    private static string DescribeJournal(Qcow2Header header, IStorage file)
+    {
+        try
+        {
+            return $"in use, or not closed: {JournalReplay.Plan(header, file).Summary} by mount -w or check --repair";
+        }
+        catch (ImageFormatException bad)
+        {
+            return $"in use, or damaged: {bad.Problem}";
+        }
+    }
 
     private static SnapshotFacts DescribeSnapshot(Qcow2Snapshot snapshot) => new(snapshot.IdText, snapshot.NameText,
         snapshot.VmStateSize, snapshot.Seconds, snapshot.Nanoseconds, snapshot.RunTime, snapshot.Icount,

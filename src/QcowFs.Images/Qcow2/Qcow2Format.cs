@@ -1,4 +1,5 @@
 // qcow2 as the opener sees it: the header's names, what may be opened how, facts, check.
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -35,6 +36,10 @@ internal sealed class Qcow2Format : IImageFormat
 
         public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
 
+        // What a crash left of an older journal is taken away first.
+        public (string Problem, string Advice)? WhyNoJournal =>
+            JournalHeader.FindObstacle(header) is { } problem ? (problem, JournalHeader.AdviceFor(header, file.Name)) : null;
+
         public void RequireOpenable(bool writable) => Qcow2OpenRules.Require(header, file, writable);
 
         public IDiskImage Open(IStorage? dataFile, IDiskImage? backing, OpenOptions options) =>
@@ -42,6 +47,7 @@ internal sealed class Qcow2Format : IImageFormat
 
         public void EditSnapshot(SnapshotAction action, string name, DateTimeOffset now)
         {
+            Qcow2OpenRules.RequireNoJournal(header, file);
             Qcow2SnapshotEdit edit = new(header, file);
             switch (action)
             {
@@ -57,9 +63,15 @@ internal sealed class Qcow2Format : IImageFormat
             }
         }
 
-        public void Resize(long size, IStorage? dataFile, IDiskImage? backing) => Qcow2Resize.Run(header, file, dataFile, backing, size);
+        public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
+        {
+            Qcow2OpenRules.RequireNoJournal(header, file);
+            Qcow2Resize.Run(header, file, dataFile, backing, size);
+        }
 
         public ImageFileFacts Describe() => Qcow2Description.Of(header, file);
+
+        public JournalFacts? DescribeJournal() => header.HasJournal ? JournalReplay.Plan(header, file).Describe() : null;
 
         public CheckReport Check() => Qcow2Checker.Diagnose(file, progress: _progress).Report;
 

@@ -2,6 +2,7 @@
 // Qcow2HeaderReader; this file is the value and its way back to bytes. Bytes and extensions that are not understood are kept.
 using System.Buffers.Binary;
 using System.Text;
+using QcowFs.Images.Qcow2.Journal;
 
 namespace QcowFs.Images.Qcow2;
 
@@ -84,6 +85,9 @@ internal sealed record Qcow2Header
 
     /// <summary>Place of the LUKS header, or null.</summary>
     public CryptoHeaderExtension? CryptoHeader { get; init; }
+
+    /// <summary>Place of the journal, or null where there is none, or the feature bit is clear.</summary>
+    public JournalArea? Journal { get; init; }
 
     public bool HasExtendedL2 => IncompatibleFeatures.HasFlag(IncompatibleFeatures.ExtendedL2);
 

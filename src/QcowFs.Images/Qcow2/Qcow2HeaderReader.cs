@@ -3,6 +3,7 @@
 // encrypted image be opened?), is not asked here, so that `info` works on images that a mount refuses.
 using System.Buffers.Binary;
 using System.Text;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -329,6 +330,7 @@ internal readonly ref struct Qcow2HeaderReader
             DataFileName = ReadName(header, HeaderExtensionType.DataFileName, Qcow2Limits.MaxDataFileNameBytes),
             Bitmaps = ReadBitmaps(header),
             CryptoHeader = ReadCryptoHeader(header),
+            Journal = ReadJournal(header),
         };
     }
 
@@ -375,6 +377,22 @@ internal readonly ref struct Qcow2HeaderReader
 
         return new BitmapsExtension((int)count, (long)length,
             TableOffset(header, extension.DataOffset + 16, "the bitmap directory's offset", present: true));
+    }
+
+    // Without the feature bit the extension is what a crash left of making a journal or taking it away, and means nothing.
+    private JournalArea? ReadJournal(Qcow2Header header)
+    {
+        if (!header.HasJournal)
+            return null;
+        HeaderExtension? extension = header.FindExtension(HeaderExtensionType.Journal);
+        if (extension is null)
+        {
+            throw Bad(Structure, Qcow2HeaderLayout.IncompatibleFeaturesAt,
+                "the image has a journal that is not replayed, but no extension says where it is", JournalReader.LostAdvice);
+        }
+
+        return JournalArea.TryParse(extension.Data, header.ClusterSize, out JournalArea area, out string problem)
+            ? area : throw Bad(ExtensionStructure, extension.Offset, problem, JournalReader.LostAdvice);
     }
 
     private CryptoHeaderExtension? ReadCryptoHeader(Qcow2Header header)

@@ -1,6 +1,7 @@
 // Puts a qcow2 image together from its parts.
 using QcowFs.Images.Engine;
 using QcowFs.Images.Metadata;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -38,25 +39,31 @@ internal static class Qcow2Image
             given.DataFile?.Sync();
         }
 
-        Qcow2Parts parts = RepairIfDirty(given, out string? repaired);
+        Qcow2Parts parts = ReplayJournal(given, out string? replayed);
+        parts = RepairIfDirty(parts, out string? repaired);
         Qcow2Header header = parts.Header;
 
         FailureLatch latch = new(options.Log);
-        IStorage file = new LatchedStorage(parts.File, latch);
-        IStorage data = parts.DataFile is null ? file : new LatchedStorage(parts.DataFile, latch);
+        LatchedStorage plain = new(parts.File, latch);
+        int pageSize = Math.Min(PageSize, header.ClusterSize);
+
+        // What a journal committed lies over the file for metadata only: guest data is read and written as without one.
+        IStorage file = options is { Writable: true, Journal: not null } ? new JournaledFile(plain, pageSize) : plain;
+        IStorage data = parts.DataFile is null ? plain : new LatchedStorage(parts.DataFile, latch);
         long clusters = (parts.File.Length + header.ClusterSize - 1) >> header.ClusterBits;
         RequireInside(parts, "L1 table", header.L1Offset, header.L1Size * 8L);
-        MetadataCache cache = new(file, Math.Min(PageSize, header.ClusterSize), options.CacheSize);
+        MetadataCache cache = new(file, pageSize, options.CacheSize);
         ResidentTable counts = LoadCountTable(parts);
         ResidentTable l1 = ResidentTable.Load(file, header.L1Offset, header.L1Size);
         MetadataMap? metadata = options.Writable ? new MetadataMap(parts, l1, counts, latch) : null;
         Refcounts refcounts = new(header, cache, counts, metadata);
-        CompressedClusters compressed = new(file, header);
+        CompressedClusters compressed = new(plain, header);
         Qcow2State state = new()
         {
             Header = header,
             File = file,
             Data = data,
+            HasExternalData = parts.DataFile is not null,
             Cache = cache,
             L1 = l1,
             Metadata = metadata,
@@ -69,12 +76,37 @@ internal static class Qcow2Image
             FileClustersAtOpen = clusters,
         };
         bool crashed = options.Writable && header.AutoclearFeatures.HasFlag(AutoclearFeatures.InUse);
+        if (options.Journal is { } journal)
+            parts = parts with { Options = options with { Journal = journal with { Host = IdentityOf(parts.File) } } };
         Qcow2BlockMap map = new(parts, state, crashed ? new LeakCollector(state, file) : null);
         IReadOnlyList<IStorage> files = parts.DataFile is null ? [file] : [file, data];
         state.Bitmaps = options.Writable ? BitmapTracking.TryCreate(state, map.Space, options.Log) : null;
         CowImageParts image = new(map, data, files, parts.Backing, latch, state.Epoch, state.Bitmaps);
-        return new CowImage(image, InfoOf(parts, RecoveryOf(crashed, repaired)), options);
+        return new CowImage(image, InfoOf(parts, RecoveryOf(crashed, Join(replayed, repaired)), replayed is not null), options);
     }
+
+    // Before anything else of the image is believed (J10). Without -w into memory; else to the file, which is plain qcow2 afterwards: the
+    // space of the journal is collected like any leak, and the session makes its own where it wants one.
+    private static Qcow2Parts ReplayJournal(Qcow2Parts parts, out string? replayed)
+    {
+        replayed = null;
+        if (!parts.Header.HasJournal)
+            return parts;
+        // The header may be that of a snapshot.
+        JournalReplay replay = JournalReplay.Plan(Qcow2HeaderReader.Read(parts.File), parts.File);
+        replayed = replay.Summary;
+        parts.Options.Log?.Invoke($"{parts.File.Name}: {replayed}");
+        if (!parts.Options.Writable)
+            return parts with { File = replay.View() };
+        replay.Apply();
+        JournalHeader.Remove(parts.File);
+        return parts with { Header = Qcow2HeaderReader.Read(parts.File) };
+    }
+
+    private static StorageIdentity IdentityOf(IStorage file) => file is IIdentifiedStorage identified ? identified.Identity : default;
+
+    private static string? Join(string? first, string? second) =>
+        first is null ? second : second is null ? first : $"{first}; {second}";
 
     // The mark says that a writer put off reference counts and did not come to write them. The mappings are right, so the counts are
     // made from them before anything is allocated. The mark falls last, so a crash meanwhile leaves it to the next open.
@@ -133,7 +165,7 @@ internal static class Qcow2Image
         };
     }
 
-    private static ImageInfo InfoOf(Qcow2Parts parts, string? recovery) => new()
+    private static ImageInfo InfoOf(Qcow2Parts parts, string? recovery, bool replayed) => new()
     {
         Path = parts.File.Name,
         Format = "qcow2",
@@ -143,6 +175,7 @@ internal static class Qcow2Image
         BackingFormat = parts.Header.BackingFormat,
         Backing = parts.Backing?.Info,
         Recovery = recovery,
+        Replayed = replayed,
     };
 
     private static string? RecoveryOf(bool crashed, string? repaired)

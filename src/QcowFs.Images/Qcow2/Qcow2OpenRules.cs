@@ -40,17 +40,20 @@ internal static class Qcow2OpenRules
                 "make a decrypted copy with qemu-img convert");
         }
 
-        if (header.HasJournal)
-        {
-            throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt,
-                "the image has a journal that must be replayed first, which this version cannot",
-                "mount it with the version that wrote it");
-        }
-
         if (header.HasExternalDataFile && string.IsNullOrEmpty(header.DataFileName))
         {
             throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt, "the image has an external data file but does not name it",
                 "name it with qemu-img amend -o data_file=NAME");
+        }
+    }
+
+    /// <summary>Throws where the image has a journal, which only a mount with -w and a repair replay.</summary>
+    public static void RequireNoJournal(Qcow2Header header, IStorage file)
+    {
+        if (header.HasJournal)
+        {
+            throw Bad(file, Qcow2HeaderLayout.IncompatibleFeaturesAt, "the image has a journal that is not replayed",
+                $"run qcowfs check --repair {file.Name} first");
         }
     }
 

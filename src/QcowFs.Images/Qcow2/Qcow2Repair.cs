@@ -5,8 +5,10 @@
 // R2. A count is lowered only where all references are known; space is taken from behind the file's end only where nothing refers
 //     to it; an entry is changed only in a cluster that is a table and nothing else.
 // R3. What an image says about itself (dirty, corrupt) is taken back only when a check after the repair finds no corruption.
-// R4. A repair that crashed is begun anew; on a repaired image there is nothing to do.
+// R4. A journal is replayed and taken away first; the space that it took is a leak then.
+// R5. A repair that crashed is begun anew; on a repaired image there is nothing to do.
 using System.Buffers.Binary;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -30,6 +32,7 @@ internal static class Qcow2Repair
     {
         // What a process that died left unsynced could vanish after it was judged.
         file.Sync();
+        ReplayJournal(file);
         Qcow2Diagnosis before = Qcow2Checker.Diagnose(file, windowClusters, progress: progress);
         Qcow2Diagnosis now = before;
         if (before.Report.ExitCode != 0)
@@ -50,6 +53,15 @@ internal static class Qcow2Repair
             CorruptionsFixed = Math.Max(0, before.Report.Corruptions - now.Report.Corruptions),
             LeaksFixed = Math.Max(0, before.Report.Leaks - now.Report.Leaks),
         };
+    }
+
+    private static void ReplayJournal(IStorage file)
+    {
+        Qcow2Header header = Qcow2HeaderReader.Read(file);
+        if (!header.HasJournal)
+            return;
+        JournalReplay.Plan(header, file).Apply();
+        JournalHeader.Remove(file);
     }
 
     // Gives what a check finds then, or the same diagnosis where nothing could be done.

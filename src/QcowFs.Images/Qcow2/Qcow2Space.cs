@@ -110,6 +110,32 @@ internal sealed class Qcow2Space(Qcow2State state)
         }
     }
 
+    /// <summary>Hands out consecutive clusters, counted once, for a structure.</summary>
+    public ClusterRun TakeArea(long count, string structure)
+    {
+        ClusterRun run = Allocator.TakeContiguous(count);
+        bool linked = false;
+        try
+        {
+            EnsureBlocks(run.First, run.Count);
+            using PinnedPages pins = new(_cache);
+            PinCounts(pins, run.First, run.Count);
+            lock (_cache.Gate)
+            {
+                RaiseCounts(pins, 0, run.First, run.Count);
+                state.Metadata!.Add(run.First, run.Count, structure);
+                linked = true;
+            }
+        }
+        finally
+        {
+            if (!linked)
+                GiveBack(run with { ReadsAsZero = false });
+        }
+
+        return run;
+    }
+
     private bool IsOwned(int index)
     {
         L1Entry entry = new(state.L1[index]);
@@ -131,7 +157,7 @@ internal sealed class Qcow2Space(Qcow2State state)
             }
 
             state.File.Write(to, copy.AsSpan(0, (int)ClusterSize));
-            state.FileDirty = true;
+            state.NoteBase(to, ClusterSize);
         }
         finally
         {
@@ -145,11 +171,14 @@ internal sealed class Qcow2Space(Qcow2State state)
         if (run.ReadsAsZero)
             return;
         state.File.WriteZeroes(run.First << _clusterBits, run.Count << _clusterBits);
-        state.FileDirty = true;
+        state.NoteBase(run.First << _clusterBits, run.Count << _clusterBits);
     }
 
     private void GiveBack(ClusterRun run)
     {
+        // A record may list what was written there (J5). Its counts are zero, so the next mount finds it free.
+        if (state.Guard is not null && !run.ReadsAsZero)
+            return;
         lock (_cache.Gate)
             Allocator.Free(run);
     }

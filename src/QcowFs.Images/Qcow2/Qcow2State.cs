@@ -1,6 +1,7 @@
 // What the block map and the commit of one qcow2 image share.
 using QcowFs.Images.Engine;
 using QcowFs.Images.Metadata;
+using QcowFs.Images.Qcow2.Journal;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -24,12 +25,18 @@ internal enum RemovalKind
 /// <param name="Kind">What it was.</param>
 internal readonly record struct Removal(long Offset, long Length, RemovalKind Kind);
 
+/// <summary>A removal that a journal record committed.</summary>
+/// <param name="Removal">What to give up.</param>
+/// <param name="Sequence">The record.</param>
+internal readonly record struct PendingRemoval(Removal Removal, ulong Sequence);
+
 /// <summary>The shared state of one open qcow2 image. Members say which lock guards them.</summary>
 internal sealed class Qcow2State
 {
     /// <summary>Ours: so many removals make a writer commit, which bounds the list's memory.</summary>
     public const int RemovalLimit = 1 << 16;
 
+    private readonly List<PendingRemoval> _pending = [];
     private List<Removal> _removals = [];
     private volatile bool _fileDirty;
     private volatile bool _tablesDirty;
@@ -84,6 +91,18 @@ internal sealed class Qcow2State
         set => _fileDirty = value;
     }
 
+    /// <summary>Guest data lives in a file of its own.</summary>
+    public required bool HasExternalData { get; init; }
+
+    /// <summary>Where the journal is, while there is one. Set under the gate.</summary>
+    public JournalArea? JournalArea { get; set; }
+
+    /// <summary>What must know of bytes that a new mapping will show; null without a journal.</summary>
+    public IWriteGuard? Guard { get; set; }
+
+    /// <summary>Committed removals that may not take effect yet (J6). Guarded by the gate.</summary>
+    public List<PendingRemoval> Pending => _pending;
+
     /// <summary>Removals that no commit has taken yet.</summary>
     public int RemovalCount => _removals.Count;
 
@@ -117,6 +136,24 @@ internal sealed class Qcow2State
     {
         Refcounts.Touched = touched;
         TouchAll(_removals);
+        foreach (PendingRemoval pending in _pending)
+            Touch(pending.Removal);
+    }
+
+    /// <summary>Keeps removals that are committed but not confirmed. Call under the gate.</summary>
+    public void AddPending(List<Removal> removals, ulong sequence)
+    {
+        TouchAll(removals); // as in ThawRemovals
+        foreach (Removal removal in removals)
+            _pending.Add(new PendingRemoval(removal, sequence));
+        removals.Clear();
+    }
+
+    /// <summary>Notes bytes of the image file, written outside the cache, that a link may soon depend on.</summary>
+    public void NoteBase(long offset, long length)
+    {
+        FileDirty = true;
+        Guard?.NoteFresh(offset, length);
     }
 
     /// <summary>Notes that a resident table changed. Call under the gate.</summary>

@@ -127,6 +127,8 @@ internal sealed class ReferenceCounter
         _regions.Add(("header", 0, _header.ClusterSize));
         _regions.Add(("refcount table", _header.RefcountTableOffset, (long)_header.RefcountTableClusters << _header.ClusterBits));
         _regions.Add(("snapshot table", _header.SnapshotsOffset, snapshots.Length));
+        if (_header.Journal is { } journal)
+            _regions.Add(("journal", journal.Offset, journal.Length));
         if (_header.CryptoHeader is { } crypto)
             _regions.Add(("crypto header", crypto.Offset, crypto.Length));
         if (_header.Bitmaps is { } bitmaps)

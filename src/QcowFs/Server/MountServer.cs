@@ -56,7 +56,11 @@ internal sealed class MountServer : IDisposable
             throw CommandFailure.Usage(MountSettings.Overlay.Display, $"{settings.Source} is a directory, and an overlay lies over one image", "give that image");
         _directory = new ImageDirectory(_source, new ImageDirectoryOptions
         {
-            Open = open with { Dedup = open.Dedup is null ? null : open.Dedup with { IsOptional = true } },
+            Open = open with
+            {
+                Dedup = open.Dedup is null ? null : open.Dedup with { IsOptional = true },
+                Journal = open.Journal is null ? null : open.Journal with { IsOptional = true },
+            },
             ShowsPartitions = settings.Tree.ShowsPartitions,
             Log = _log.Write,
             Describe = ErrorLine.For,

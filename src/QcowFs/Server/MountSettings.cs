@@ -13,6 +13,12 @@ internal sealed record MountSettings
         "overlay", "a writable view whose changes go to FILE (qcow2), or are gone after the mount; the image stays as it is", "FILE")
     { ValueIsOptional = true };
     public static readonly Option Snapshot = new("snapshot", "the disk of an internal snapshot, by name or id; read-only", "NAME");
+    public static readonly Option Journal = new(
+        "journal", "write a qcow2 through a journal: one sync per fsync, and a kill loses nothing; 1M to 64M, default: 16M", "SIZE")
+    {
+        ValueIsOptional = true,
+    };
+
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
     { ValueIsOptional = true };
@@ -34,7 +40,7 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        Writable, Overlay, Stream, Journal, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
         CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
@@ -89,6 +95,8 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
+        if (line.Has(Journal) && line.Has(Dedup))
+            throw CommandFailure.Usage(Dedup.Display, "does not go with --journal", "give one of them");
         if (!changesImage && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
@@ -139,9 +147,28 @@ internal sealed record MountSettings
             Dedup = DedupOptions.From(line) is var dedup && line.Has(Dedup) ? dedup : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
+        options = options with { Journal = JournalFrom(line, line.Has(Writable)) };
         const long least = 1 << 20;
         if (line.Size(CacheSize) is not { } size) return options;
         return size >= least ? options with { CacheSize = size } : throw line.Wrong(CacheSize, $"{size} bytes are too few", "give at least 1M");
+    }
+
+    private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
+    {
+        if (!line.Has(Journal)) return null;
+        if (!writable)
+            throw CommandFailure.Usage(Journal.Display, "a journal is for writing", "add -w, or leave it out: mounts without -w read through a journal that is there");
+        long size = line.Size(Journal) ?? JournalOptions.DefaultBytes;
+        if (size is < JournalOptions.MinBytes or > JournalOptions.MaxBytes)
+            throw CommandFailure.Usage(Journal.Display, $"{size} bytes are not a journal's size", "give 1M to 64M");
+        return new JournalOptions { RingBytes = size, NewId = NewJournalId };
+    }
+
+    private static UInt128 NewJournalId()
+    {
+        Span<byte> bytes = stackalloc byte[16];
+        System.Security.Cryptography.RandomNumberGenerator.Fill(bytes);
+        return System.Buffers.Binary.BinaryPrimitives.ReadUInt128BigEndian(bytes);
     }
 
     // A second of copying a cluster of the largest size is still a mount that answers.

@@ -73,8 +73,8 @@ public sealed class ImageOpenerTests : IDisposable
             + "mount it without -w", Refusal("marked.qcow2", Writable));
         _opener.Open(path, ReadOnly).Dispose();
         Mark(path, IncompatibleFeatures.Journal);
-        Assert.Equal($"{path}: header at byte 72: the image has a journal that must be replayed first, which this version cannot; mount "
-            + "it with the version that wrote it", Refusal("marked.qcow2"));
+        Assert.Equal($"{path}: header at byte 72: the image has a journal that is not replayed, but no extension says where it is; data can "
+            + "be lost: copy the file before anything else, then restore it from a backup", Refusal("marked.qcow2"));
     }
 
     [Fact]

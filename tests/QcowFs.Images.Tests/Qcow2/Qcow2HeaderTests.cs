@@ -76,7 +76,7 @@ public sealed class Qcow2HeaderTests
         { "backing_file_size", 16, 4, 1, false }, // without an offset
         { "incompatible_features", 72, 8, 1UL << 5, false },
         { "incompatible_features", 72, 8, 1UL << 3, false }, // compression type is 0
-        { "incompatible_features", 72, 8, 1UL << 60, true },
+        { "incompatible_features", 72, 8, 1UL << 60, false }, // a journal, and nothing says where
         { "compatible_features", 80, 8, ulong.MaxValue, true },
         { "autoclear_features", 88, 8, ulong.MaxValue & ~3UL, true },
     };

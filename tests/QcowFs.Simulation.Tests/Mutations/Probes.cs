@@ -216,4 +216,24 @@ public static class Probes
     public static void StateOfIndex() => SharingIndexTests.Bits_of_another_state_are_not_believed();
 
     public static void PageOfIndex() => SharingIndexTests.A_torn_page_is_none();
+
+    public static void JournalOverwrite() => new JournalModel(new Geometry("cluster_size=512", 1024), "").Crash("asa");
+
+    public static void JournalOverwriteConfirmed() => new JournalModel(new Geometry("cluster_size=512", 1024), "").Crash("asas");
+
+    public static void JournalNewBlock() => new JournalModel(new Geometry("cluster_size=1024", 2048, InitialContent.Backing), "").Crash("as");
+
+    public static void JournalReuse() => new JournalModel(new Geometry("cluster_size=1024", 2048), "").Crash("absdssas");
+
+    public static void JournalKill() => new JournalReplayTests().Everything_counts_after_a_kill();
+
+    public static void JournalStale() => new JournalReplayTests().Stale_records_of_an_earlier_journal_are_none();
+
+    public static void JournalRevoke() => new JournalReplayTests().A_revoked_block_that_holds_data_now_is_left_alone();
+
+    public static void JournalReplayCrash() => new JournalReplayTests().A_replay_can_be_interrupted(killed: true);
+
+    public static void JournalGap() => new JournalReplayTests().A_chain_that_ends_before_what_was_acknowledged_is_refused();
+
+    public static void JournalLater() => new JournalCrashTests(null!).A_change_during_a_commit_stays_out_of_it();
 }

@@ -35,6 +35,9 @@ public sealed class SimulatedDisk : IHostFiles
     /// <summary>Ticks once for each change or sync that was called, so far.</summary>
     public long Clock { get; private set; }
 
+    /// <summary>Another one after every power failure.</summary>
+    public UInt128 BootId { get; private init; } = 1;
+
     /// <summary>Space in bytes for all storages, in blocks of 4096. What does not fit is ENOSPC, after as much as fits. May be
     /// changed at any time.</summary>
     public long SpaceLimit { get; set; } = long.MaxValue;
@@ -213,7 +216,7 @@ public sealed class SimulatedDisk : IHostFiles
         lock (Gate)
         {
             // The clock goes on, so that old changes stay older than new ones.
-            var disk = new SimulatedDisk { SpaceLimit = SpaceLimit, Clock = Clock };
+            var disk = new SimulatedDisk { SpaceLimit = SpaceLimit, Clock = Clock, BootId = BootId };
             foreach (SimulatedFile file in _files.Values)
                 disk._files.Add(file.Name, file.Clone());
             return disk;
@@ -328,7 +331,7 @@ public sealed class SimulatedDisk : IHostFiles
 
     private SimulatedDisk Crash(CrashChoice choice, IReadOnlyList<PendingChange> pending)
     {
-        var disk = new SimulatedDisk { SpaceLimit = SpaceLimit };
+        var disk = new SimulatedDisk { SpaceLimit = SpaceLimit, BootId = BootId + 1 };
         foreach (SimulatedFile file in _files.Values)
         {
             // The descriptions of a file's changes stand in the common list in the same order.

@@ -9,7 +9,7 @@ namespace QcowFs.Testing;
 /// <see cref="Sync"/> makes all later ones fail. After <see cref="Dispose"/> every use is a bug and throws
 /// <see cref="ObjectDisposedException"/>.
 /// </summary>
-public sealed class SimulatedStorage : IStorage
+public sealed class SimulatedStorage : IIdentifiedStorage
 {
     private readonly SimulatedFile _file;
     private Errno _syncFailure; // guarded by the disk's lock
@@ -27,6 +27,9 @@ public sealed class SimulatedStorage : IStorage
     public string Name => _file.Name;
 
     public bool IsReadOnly { get; }
+
+    /// <summary>A machine that was off and on again has another boot id.</summary>
+    public StorageIdentity Identity => new(Disk.BootId, 1, unchecked((ulong)Name.GetHashCode(StringComparison.Ordinal)));
 
     public long Length
     {

@@ -1,0 +1,97 @@
+// Defects of the journal, planted in the real sources: each rule of its design note that can be broken by one line is missed by a test.
+using Xunit;
+using Xunit.Abstractions;
+
+namespace QcowFs.Simulation.Tests.Mutations;
+
+public sealed class JournalMutationTests(ITestOutputHelper output)
+{
+    private const string Guard = "Qcow2/Journal/WriteGuard.cs";
+    private const string Commit = "Qcow2/Journal/JournalCommit.cs";
+    private const string Replay = "Qcow2/Journal/JournalReplay.cs";
+
+    public static TheoryData<Mutation> Mutations =>
+    [
+        new Mutation(
+            "J5 a listed range is overwritten before it is confirmed",
+            Guard,
+            "if (!_guards)\n            return true;",
+            "if (host >= 0)\n            return true;",
+            nameof(Probes.JournalOverwrite)),
+        new Mutation(
+            "J4 new data is not listed",
+            Guard,
+            "if (!_active)\n            return;",
+            "if (length >= 0)\n            return;",
+            nameof(Probes.JournalNewBlock)),
+        new Mutation(
+            "J4 what is copied around a write is not listed",
+            "Engine/CowImage.Write.cs",
+            "_dataGuard?.NoteFresh(host, bytes.Length);",
+            "_dataGuard?.NoteFresh(host, Math.Min(bytes.Length, 512));",
+            nameof(Probes.JournalNewBlock)),
+        new Mutation(
+            "J4 a block counts as zero before its punch is synced",
+            "Qcow2/Journal/JournalReclaim.cs",
+            "waits |= cluster < run.End && !_zeroed.Contains(cluster);",
+            "",
+            nameof(Probes.JournalReuse)),
+        new Mutation(
+            "J3 a commit does not confirm the one before",
+            Commit,
+            "JournalRecordKind.Commit, _synced,",
+            "JournalRecordKind.Commit, 0,",
+            nameof(Probes.JournalOverwriteConfirmed)),
+        new Mutation(
+            "J10 confirmed commits are verified again",
+            Replay,
+            "LastMatching(Math.Max(confirmed, first - 1))",
+            "LastMatching(first - 1)",
+            nameof(Probes.JournalOverwriteConfirmed)),
+        new Mutation(
+            "J10 a chain that ends too early is replayed in part",
+            Replay,
+            "if (end < confirmed)",
+            "if (end > confirmed && end < 0)",
+            nameof(Probes.JournalGap)),
+        new Mutation(
+            "J10 records of another journal are believed",
+            "Qcow2/Journal/JournalRecord.cs",
+            "header.Id == id && header.Sequence == sequence",
+            "header.Sequence == sequence",
+            nameof(Probes.JournalStale)),
+        new Mutation(
+            "J9 a revoked range is written all the same",
+            Replay,
+            "patches.Drop(record.Revoke(i).Offset, record.Revoke(i).Length);",
+            "_ = record.Revoke(i);",
+            nameof(Probes.JournalRevoke)),
+        new Mutation(
+            "J9 later changes are written home",
+            Commit,
+            "changed.CommitContent.CopyTo(page);",
+            "changed.Bytes.CopyTo(page);",
+            nameof(Probes.JournalLater)),
+        new Mutation(
+            "J11 changes are acknowledged without an intent",
+            Commit,
+            "_ = _ring.Append(intent, _redo);",
+            "",
+            nameof(Probes.JournalKill)),
+        new Mutation(
+            "Y5 a replay writes pages before its decision is durable",
+            Replay,
+            "WriteAdopted();\n        WriteHome",
+            "WriteHome",
+            nameof(Probes.JournalReplayCrash)),
+    ];
+
+    [Theory]
+    [MemberData(nameof(Mutations))]
+    public void Is_caught(Mutation mutation)
+    {
+        Exception? failure = Mutant.Run(mutation);
+        Assert.True(failure is not null, $"{mutation.Rule}: the probe {mutation.Probe} does not notice");
+        output.WriteLine($"{mutation.Rule}: caught by {mutation.Probe}: {failure.Message}");
+    }
+}
