@@ -155,11 +155,23 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
         lock (_commitLock)
         {
             _journal?.End();
-            while (_state.IsDirty)
-                _ = _commit.Run(static () => false);
+            CommitRest();
+            if (_journal is not null && NeedsSweep)
+            {
+                // With a journal, counts fall as late as here.
+                Sweep(CommitRest, static () => false);
+                CommitRest();
+            }
+
             _commit.EndUse(recovered: _collector is null || _collector.IsComplete);
             _begun = false;
         }
+    }
+
+    private void CommitRest()
+    {
+        while (_state.IsDirty)
+            _ = _commit.Run(static () => false);
     }
 
     public void Dispose()

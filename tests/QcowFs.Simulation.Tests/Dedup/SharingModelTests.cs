@@ -181,6 +181,40 @@ public sealed class SharingModelTests
         Assert.Equal(0, SharingImages.CountShared(disk.Content("image")));
     }
 
+    /// <summary>A session with a journal, which goes without deduplication, overwrites what is shared: counts fall to one late.</summary>
+    [Fact]
+    public void A_journal_leaves_no_flag_missing_in_a_deduplicated_image()
+    {
+        Geometry geometry = new("cluster_size=4096", 500_224);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        foreach (ulong seed in Seeds.Between(1, 4))
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            Session(disk, prepared, model, geometry, seed);
+            int shared = SharingImages.CountShared(disk.Content("image"));
+            SimulatedStorage file = disk.Open("image");
+            OpenOptions options = new()
+            {
+                Writable = true,
+                CommitInterval = TimeSpan.Zero,
+                BackgroundRecovery = false,
+                HasDedupIndex = true,
+                Journal = new JournalOptions { RingBytes = JournalOptions.MinBytes, NewId = () => seed + 1 },
+            };
+            using (CowImage image = (CowImage)Qcow2Image.Open(new Qcow2Parts(Qcow2HeaderReader.Read(file), file, null, null, options)))
+            {
+                Run(image, model, geometry, seed + 70, 120, 4096);
+                model.CheckLive(image);
+                image.Close();
+            }
+
+            Assert.True(SharingImages.CountShared(disk.Content("image")) < shared, "the session overwrote nothing that is shared");
+            AssertClean(disk, $"seed {seed}");
+            SimulatedImages.JudgeByQemu(disk, prepared, model.Current.AsSpan(0, geometry.Size), $"seed {seed}");
+        }
+    }
+
     [Fact]
     public void Full_host_and_full_index_lose_nothing()
     {

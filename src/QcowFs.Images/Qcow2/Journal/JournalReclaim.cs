@@ -96,6 +96,8 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
                 ulong count = counts.Get(page, cluster);
                 if (count > 0)
                     counts.Set(page, cluster, count - 1);
+                if (count == 2 && removal.Kind == RemovalKind.Data)
+                    state.Shared.NoteLastReference();
             }
 
             page.EndChange();
