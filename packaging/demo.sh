@@ -82,4 +82,17 @@ run 'sha256sum read-back'
 [ "$(cut -d' ' -f1 sum)" = "$(sha256sum read-back | cut -d' ' -f1)" ] || { echo 'demo: the data differs' >&2; exit 1; }
 run 'qcowfs umount disk'
 
+say 'A partitioned disk: each partition is a file, and so is each snapshot, made while the image is mounted.'
+run 'qcowfs create -f qcow2 parts.qcow2 1G'
+run 'qcowfs mount -w parts.qcow2 disk'
+run 'printf "label: gpt\n,300M\n,\n" | sfdisk -q disk/parts.qcow2.raw'
+run 'mkfs.ext4 -q -d tree disk/parts.qcow2.p1.raw'
+run 'qcowfs snapshot create parts.qcow2 "clean system"'
+run 'debugfs -w -R "rm hello.txt" disk/parts.qcow2.p1.raw 2>/dev/null'
+run 'find disk -type f -printf "%M %10s %P\n" | sort -k3'
+run 'debugfs -R "cat hello.txt" disk/parts.qcow2.p1.raw'
+run 'qcowfs check parts.qcow2'
+run 'qcowfs umount disk'
+run 'qemu-img snapshot -l parts.qcow2'
+
 printf '\nThe demo is done: every step worked.\n'

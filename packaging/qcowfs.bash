@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect journal check create map resize snapshot sync commit config'
+    local commands='mount umount list info inspect journal check create map resize snapshot sync dedup commit config'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -13,7 +13,7 @@ _qcowfs() {
 
     case $previous in
         -f | --format | -F | --backing-format)
-            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow raw' -- "$current")
+            mapfile -t COMPREPLY < <(compgen -W 'qcow2 add-cow vhdx raw' -- "$current")
             return
             ;;
         -o | --uid | --gid | --mode | --threads | --cache-size) return ;;
@@ -22,7 +22,7 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --overlay --overlay= --stream --stream= --snapshot= --journal --journal= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+            options="$options -w --writable --overlay --overlay= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --snapshot= --journal --journal= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
                 --cache= --threads --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
         umount | sync)
@@ -46,6 +46,13 @@ _qcowfs() {
             options="$options -f --format --json"
             if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
                 mapfile -t COMPREPLY < <(compgen -W 'list create apply delete' -- "$current")
+                return
+            fi
+            ;;
+        dedup)
+            options="$options -f --format --allow-references= --dedup-memory= --dedup-index-size= --dedup-hash= --json"
+            if [ "$COMP_CWORD" -eq 2 ] && [ "${current#-}" = "$current" ]; then
+                mapfile -t COMPREPLY < <(compgen -W 'estimate scan status rebuild off' -- "$current")
                 return
             fi
             ;;

@@ -106,7 +106,7 @@ public sealed class DiskFileSystem : IFuseFileSystem
         if (!_nodes.TryGet(parent, out Node? node)) return Errno.ESTALE;
         if (node is not DirectoryNode directory) return Errno.ENOTDIR;
         bool found = directory.TryFind(name, out Node? child);
-        if (!found || (!IsFixed(child!) && _tree!.IsStale))
+        if (!found || (!IsFixed(child!) && (_tree!.IsStale || child is DiskNode { Image.IsShapeStale: true })))
         {
             _tree!.Refresh();
             found = directory.TryFind(name, out child);
@@ -298,7 +298,9 @@ public sealed class DiskFileSystem : IFuseFileSystem
     private FuseEntry EntryFor(Node node) => new()
     {
         Node = node.Number,
-        EntryValid = IsFixed(node) ? FixedEntryValid : ImageTree.NamesValid,
+        EntryValid = IsFixed(node) ? FixedEntryValid
+            : node is DiskNode { Partition: not null } or DiskNode { Snapshot: not null } ? TimeSpan.Zero // what they show may change with a write
+            : ImageTree.NamesValid,
         AttributesValid = node.AttributesValid,
         Attributes = node.GetAttributes(0),
     };

@@ -49,6 +49,8 @@ internal static class ImageFacts
         json.WriteNumber("bytes-copied", done.BytesCopied);
         json.WriteNumber("copy-on-write-amplification", Ratio(done.BytesWritten + done.BytesCopied, done.BytesWritten, whenNone: 1));
         json.WriteNumber("blocks-allocated", done.BlocksAllocated);
+        json.WriteNumber("bytes-shared", done.BytesShared);
+        WriteDedup(json, image.Dedup);
         json.WriteNumber("syncs", done.Syncs);
         json.WriteNumber("commits", done.Commits);
         WriteStream(json, image.Fill);
@@ -124,6 +126,28 @@ internal static class ImageFacts
         json.WriteNumber("position", fill.Position);
         json.WriteNumber("copied", fill.Copied);
         json.WriteNumber("rate", fill.Rate);
+        json.WriteEndObject();
+    }
+
+    private static void WriteDedup(Utf8JsonWriter json, DedupStatistics? done)
+    {
+        if (done is null)
+        {
+            json.WriteNull("dedup");
+            return;
+        }
+        json.WriteStartObject("dedup");
+        json.WriteNumber("hashed", done.Hashed);
+        json.WriteNumber("shared", done.Shared);
+        json.WriteNumber("unchanged", done.Unchanged);
+        json.WriteNumber("stale", done.Stale);
+        json.WriteNumber("busy", done.Busy);
+        json.WriteNumber("full", done.Full);
+        json.WriteNumber("bypassed", done.Bypassed);
+        json.WriteBoolean("bypassing", done.IsBypassing);
+        json.WriteNumber("index-entries", done.IndexEntries());
+        json.WriteNumber("index-memory", done.IndexMemory());
+        json.WriteString("paused", done.Paused());
         json.WriteEndObject();
     }
 

@@ -14,7 +14,11 @@ internal readonly record struct ImageTotals
 
     public long BytesCopied { get; init; }
 
+    public long BytesShared { get; init; }
+
     public long BlocksAllocated { get; init; }
+
+    public long BytesShared { get; init; }
 
     public long Syncs { get; init; }
 
@@ -29,7 +33,9 @@ internal readonly record struct ImageTotals
         BytesWritten = BytesWritten + done.BytesWritten,
         BytesDiscarded = BytesDiscarded + done.BytesDiscarded,
         BytesCopied = BytesCopied + done.BytesCopied,
+        BytesShared = BytesShared + done.BytesShared,
         BlocksAllocated = BlocksAllocated + done.BlocksAllocated,
+        BytesShared = BytesShared + done.BytesShared,
         Syncs = Syncs + done.Syncs,
         Commits = Commits + done.Commits,
         MetadataReads = MetadataReads + done.MetadataReads,

@@ -14,8 +14,9 @@ internal sealed class ImageTree
 {
     private const int MostWarningsKept = 1000;
 
-    /// <summary>How old names may be before a lookup asks again.</summary>
-    public static readonly TimeSpan NamesValid = TimeSpan.FromSeconds(1);
+    /// <summary>How old names may be before a lookup makes them anew, and how long the kernel may believe what a lookup gave it. Together
+    /// less than the second within which a change shows.</summary>
+    public static readonly TimeSpan NamesValid = TimeSpan.FromMilliseconds(400);
 
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(2); // R1
 

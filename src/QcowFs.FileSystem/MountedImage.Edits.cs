@@ -202,11 +202,14 @@ public sealed partial class MountedImage
         }
     }
 
+    /// <summary>Whether the open disk was changed since its partition table was read.</summary>
+    internal bool IsShapeStale => _tableStale && _options.ShowsPartitions && IsOpen;
+
     /// <summary>Reads the partition table anew where the open disk was changed since the last time. A failure keeps what was known.</summary>
     internal void RefreshShape()
     {
         // Who closes the disk meanwhile reads the table before (CloseNow).
-        if (!_tableStale || !IsOpen || !_gate.TryEnter(GatePatience, out int slot)) return;
+        if (!IsShapeStale || !_gate.TryEnter(GatePatience, out int slot)) return;
         try
         {
             ReadTable();
@@ -263,6 +266,9 @@ public sealed partial class MountedImage
         : image;
 
     internal FillProgress? Fill => _disk?.Fill;
+
+    /// <summary>Counters of deduplication since the disk was opened last; null where there are none.</summary>
+    internal DedupStatistics? Dedup => _disk?.Statistics.Dedup;
 
     internal byte[] WriteMap()
     {

@@ -239,7 +239,7 @@ public sealed partial class MountedImage
             if (check is not null && _failure is null && _past.BytesWritten + _past.BytesDiscarded > 0)
                 outcome = CheckAfterClose(hold, check);
             Release();
-            return new ImageReceipt(Name, _recovery, _past.BytesWritten, _past.BytesDiscarded, Shared: 0, outcome, _failure);
+            return new ImageReceipt(Name, _recovery, _past.BytesWritten, _past.BytesDiscarded, _past.BytesShared, outcome, _failure);
         }
     }
 

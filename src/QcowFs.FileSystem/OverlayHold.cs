@@ -42,6 +42,9 @@ public sealed class OverlayHold(IHostFiles files, string path, string? overlayPa
     /// <inheritdoc/>
     public ImageFileFacts ReadFacts() => new ImageOpener(_held).ReadInfo(path, options.Format);
 
+    /// <summary>Facts of the overlay's own file; the image's where the overlay is temporary.</summary>
+    public ImageFileFacts ReadOverlayFacts() => overlayPath is null ? ReadFacts() : new ImageOpener(_held).ReadInfo(overlayPath);
+
     /// <inheritdoc/>
     public void EditSnapshot(SnapshotAction action, string name) => throw Refused();
 

@@ -12,6 +12,7 @@ public sealed class ImageStatistics(Func<long>? metadataReads = null)
     private long _commits;
     private long _blocksAllocated;
     private long _bytesCopied;
+    private long _bytesShared;
 
     /// <summary>Guest bytes read.</summary>
     public long BytesRead => Interlocked.Read(ref _bytesRead);
@@ -36,6 +37,14 @@ public sealed class ImageStatistics(Func<long>? metadataReads = null)
 
     /// <summary>Times that metadata was not in the cache and had to be read from the file.</summary>
     public long MetadataReads => metadataReads?.Invoke() ?? 0;
+
+    /// <summary>Guest bytes that were not stored because an equal block was there.</summary>
+    public long BytesShared => Interlocked.Read(ref _bytesShared);
+
+    /// <summary>Counters of deduplication, or null where it is off.</summary>
+    public DedupStatistics? Dedup { get; internal set; }
+
+    internal void AddShared(long bytes) => Interlocked.Add(ref _bytesShared, bytes);
 
     internal void AddRead(long bytes) => Interlocked.Add(ref _bytesRead, bytes);
 

@@ -57,6 +57,18 @@ public sealed record OpenOptions
     /// <summary>Whether what a crash left is put right by a background thread; tests run it themselves.</summary>
     public bool BackgroundRecovery { get; init; } = true;
 
+    /// <summary>How writes are deduplicated, or null: not. Needs <see cref="Writable"/>, and an image that can share blocks.</summary>
+    public DedupSettings? Dedup { get; init; }
+
+    /// <summary>Whether this open puts an end to sharing: flags are put right, and the mark of an index is not left.</summary>
+    internal bool EndsSharing { get; init; }
+
+    /// <summary>The open index of the image; set on the way to the format.</summary>
+    internal Dedup.AttachedIndex? AttachedIndex { get; init; }
+
+    /// <summary>Whether there is an index file beside the image; set on the way to the format.</summary>
+    internal bool HasDedupIndex { get; init; }
+
     /// <summary>Bytes per second at which a background thread copies what the image does not hold itself from its backing image, for
     /// formats that can do without one afterwards; null: it does not. Only for a writable image.</summary>
     public long? StreamRate { get; init; }

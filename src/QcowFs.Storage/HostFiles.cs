@@ -141,6 +141,19 @@ public static class HostFiles
         return fd;
     }
 
+    /// <summary>Gives a file the permission bits <paramref name="mode"/>.</summary>
+    public static void SetMode(FileStorage file, int mode)
+    {
+        try
+        {
+            File.SetUnixFileMode(file.Handle, (UnixFileMode)(mode & 0x1FF));
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new StorageException(Errno.EACCES, "chmod", file.Name);
+        }
+    }
+
     private const uint CreationMode = 0x1b6; // 0666, cut by the umask
     private const uint PrivateMode = 0x180; // 0600
 

@@ -27,6 +27,25 @@ public sealed class RangeGate
         return new Ticket(this, range);
     }
 
+    /// <summary>Holds the range if it is free for this use now. Never waits, so it may be called with another range held.</summary>
+    public bool TryEnter(long start, long end, bool exclusive, out Ticket ticket)
+    {
+        var range = new Range(start, end, exclusive);
+        lock (_lock)
+        {
+            if (Conflicts(range))
+            {
+                ticket = default;
+                return false;
+            }
+
+            _held.Add(range);
+        }
+
+        ticket = new Ticket(this, range);
+        return true;
+    }
+
     private bool Conflicts(in Range wanted)
     {
         foreach (ref readonly Range held in CollectionsMarshal.AsSpan(_held))

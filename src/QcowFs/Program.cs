@@ -13,7 +13,7 @@ internal static class Program
     private static readonly Command[] Commands =
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, JournalCommand.Table, CheckCommand.Table,
-        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, CommitCommand.Table,
+        CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, DedupCommand.Table, CommitCommand.Table,
         ConfigCommand.Table,
     ];
 

@@ -12,7 +12,9 @@ internal sealed record BenchOptions
         QcowFs.Benchmarks bench [options]         fio side by side: null FUSE server, QEMU's FUSE export, QcowFs
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare,null,qemu,qcowfs (default null,qemu,qcowfs)
+          --contenders LIST    of bare,null,qemu,qcowfs (over qcow2), qcowfs over raw,add-cow,
+                               add-cow-full (all in its image file),vhdx, and QEMU over vhdx: qemu-vhdx;
+                               default null,qemu,qcowfs
           --rows LIST          rows whose name contains one of the words
           --rounds N           rounds, the contenders in turns in each (default 3)
           --seconds N          for each timed run (default 4)

@@ -45,8 +45,14 @@ internal abstract class ServedDisk(string path) : IDisposable
 /// <summary>A way to serve disks.</summary>
 internal abstract record Contender(string Name)
 {
-    /// <summary>Whether its disks are qcow2 images; otherwise plain files, which have no row on empty disks.</summary>
-    public abstract bool IsImage { get; }
+    /// <summary>What the names of its disks end with.</summary>
+    public abstract string Extension { get; }
+
+    /// <summary>Whether it can start from a disk without content, which the rows on empty disks need.</summary>
+    public abstract bool HasEmptyDisks { get; }
+
+    /// <summary>Makes a disk: a copy of a plain file, or an empty one where that is null.</summary>
+    public virtual void Make(string? content, string file, CancellationToken cancellation) => File.Copy(content!, file, overwrite: true);
 
     /// <summary>Serves <paramref name="file"/> over <paramref name="mountPoint"/>, an existing empty file.</summary>
     public abstract ServedDisk Serve(string file, string mountPoint);
@@ -57,25 +63,38 @@ internal abstract record Contender(string Name)
         {
             "bare" => new BareFile(),
             "null" => new NullServerContender(),
-            "qemu" => new QemuExport(),
+            "qemu" => new QemuExport("qemu", "qcow2"),
+            "qemu-vhdx" => new QemuExport("qemu-vhdx", "vhdx"),
             "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
-            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs"),
+            "vhdx" => new QcowFsOverVhdx(options.QcowFs!, options.MountOptions),
+            "raw" => new QcowFsOverRaw(options.QcowFs!, options.MountOptions),
+            "add-cow" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: false),
+            "add-cow-full" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: true),
+            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs, raw, add-cow, add-cow-full, vhdx, qemu-vhdx"),
         })),
     ];
+
+    protected static void MakeQcow2(string? content, string file, CancellationToken cancellation) => MakeImage("qcow2", content, file, cancellation);
+
+    protected static void MakeImage(string format, string? content, string file, CancellationToken cancellation) => _ = content is null
+        ? Command.Run("qemu-img", ["create", "-q", "-f", format, file, $"{Workload.EmptyDiskSize}"], cancellation)
+        : Command.Run("qemu-img", ["convert", "-f", "raw", "-O", format, content, file], cancellation);
 
     // The null server mounts by mount(2), as bare as the rest of it.
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
         "null" => Environment.IsPrivilegedProcess,
-        "qcowfs" => options.QcowFs is not null,
-        _ => true,
+        "bare" or "qemu" or "qemu-vhdx" => true,
+        _ => options.QcowFs is not null,
     };
 }
 
 /// <summary>The plain file itself.</summary>
 internal sealed record BareFile() : Contender("bare")
 {
-    public override bool IsImage => false;
+    public override string Extension => "raw";
+
+    public override bool HasEmptyDisks => false;
 
     public override ServedDisk Serve(string file, string mountPoint) => new Disk(file);
 
@@ -93,7 +112,9 @@ internal sealed record BareFile() : Contender("bare")
 /// <summary>This program's null server over a plain file.</summary>
 internal sealed record NullServerContender() : Contender("null")
 {
-    public override bool IsImage => false;
+    public override string Extension => "raw";
+
+    public override bool HasEmptyDisks => false;
 
     public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
 
@@ -118,25 +139,29 @@ internal sealed record NullServerContender() : Contender("null")
     }
 }
 
-/// <summary>QEMU's FUSE export of a qcow2 image, with its defaults.</summary>
-internal sealed record QemuExport() : Contender("qemu")
+/// <summary>QEMU's FUSE export of an image, with its defaults.</summary>
+internal sealed record QemuExport(string Name, string Format) : Contender(Name)
 {
-    public override bool IsImage => true;
+    public override string Extension => Format;
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+    public override bool HasEmptyDisks => true;
+
+    public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage(Format, content, file, cancellation);
+
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(Format, file, mountPoint);
 
     private sealed class Disk : ServedDisk
     {
         private readonly Process _process;
 
-        public Disk(string file, string mountPoint)
+        public Disk(string format, string file, string mountPoint)
             : base(mountPoint)
         {
             _process = Command.Start(
                 "qemu-storage-daemon",
                 [
                     "--blockdev", $"driver=file,node-name=file,filename={file}",
-                    "--blockdev", "driver=qcow2,node-name=disk,file=file",
+                    "--blockdev", $"driver={format},node-name=disk,file=file",
                     "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
                 ]);
             AwaitMount(mountPoint, _process);
@@ -154,38 +179,5 @@ internal sealed record QemuExport() : Contender("qemu")
 
             Command.End(_process);
         }
-    }
-}
-
-/// <summary>QcowFs, writable.</summary>
-internal sealed record QcowFsContender(string Program, string? MountOptions) : Contender("qcowfs")
-{
-    public override bool IsImage => true;
-
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(this, file, mountPoint);
-
-    private sealed class Disk : ServedDisk
-    {
-        private readonly string _program;
-
-        public Disk(QcowFsContender contender, string file, string mountPoint)
-            : base(mountPoint)
-        {
-            _program = contender.Program;
-            string[] options = contender.MountOptions is null ? [] : ["-o", contender.MountOptions];
-            _ = Command.Run(_program, ["mount", "-w", .. options, file, mountPoint]);
-            Server = FindServer(mountPoint);
-        }
-
-        public override int? Server { get; }
-
-        public override void Dispose() => Command.Run(_program, ["umount", Path]);
-
-        // The server's command line holds the mount point as given.
-        private static int? FindServer(string mountPoint) => Directory.EnumerateDirectories("/proc")
-            .Select(path => int.TryParse(System.IO.Path.GetFileName(path), NumberStyles.None, CultureInfo.InvariantCulture, out int id) ? id : 0)
-            .Where(id => id > 0 && File.Exists($"/proc/{id}/cmdline") && File.ReadAllText($"/proc/{id}/cmdline").Split('\0').Contains(mountPoint))
-            .Select(id => (int?)id)
-            .FirstOrDefault();
     }
 }

@@ -9,10 +9,10 @@ internal static class Report
     {
         string[] names = [.. contenders.Select(contender => contender.Name)];
         output.WriteLine();
-        output.WriteLine($"{"row",-24} {"unit",-5} {string.Concat(names.Select(name => $" {name,10}"))} {"spread",7} {"of null",8} {"x qemu",7}  asked");
+        output.WriteLine($"{"row",-24} {"unit",-5} {string.Concat(names.Select(name => $" {name,12}"))} {"spread",7} {"of null",8} {"x qemu",7}  asked");
         foreach (RowResult result in results)
         {
-            string medians = string.Concat(names.Select(name => $" {Number(Median(result.Values[name])),10}"));
+            string medians = string.Concat(names.Select(name => $" {Number(Median(result.Values[name])),12}"));
             double spread = names.Max(name => Spread(result.Values[name]));
             double? ofNull = Ratio(result, "qcowfs", "null");
             double? timesQemu = Ratio(result, "qcowfs", "qemu");
@@ -49,7 +49,23 @@ internal static class Report
             rules.Add(($"at most {limit:0.#}", value <= limit * 1.02));
         }
 
+        AddRulesOfAddCow(result, rules);
         return string.Join(", ", rules.Select(rule => $"{(rule.Reached ? "pass" : "MISS")} {rule.Text}"));
+    }
+
+    // Before it is complete it may cost what any copy on write costs; complete it is a raw disk.
+    private static void AddRulesOfAddCow(RowResult result, List<(string Text, bool Reached)> rules)
+    {
+        if (result.Workload.OfNullServer is { } share && Ratio(result, "add-cow", "null") is { } found)
+        {
+            rules.Add(($"add-cow {found:P0} of null, asked {share:P0}", found >= share));
+        }
+
+        const double nearRaw = 0.9;
+        if (result.Workload.State == DiskState.Written && Ratio(result, "add-cow-full", "raw") is { } ofRaw)
+        {
+            rules.Add(($"add-cow-full {ofRaw:P0} of raw, asked {nearRaw:P0}", ofRaw >= nearRaw));
+        }
     }
 
     // Rounds are paired: the ratio of one round is not disturbed by what the machine did in another.

@@ -91,7 +91,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     {
         for (int round = 0; round < options.Rounds; round++)
         {
-            results.ForEach(result => Turn(round, result, contender => contender.IsImage ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
+            results.ForEach(result => Turn(round, result, contender => contender.HasEmptyDisks ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
         }
     }
 
@@ -125,7 +125,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
             if (!double.IsNaN(value))
             {
                 result.Values[contender.Name].Add(value);
-                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-7} {value,12:N1} {result.Workload.Unit}");
+                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-12} {value,12:N1} {result.Workload.Unit}");
             }
         }
     }
@@ -134,21 +134,9 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     {
         string mountPoint = Path.Combine(directory, $"{contender.Name}.mnt");
         File.WriteAllText(mountPoint, "");
-        string file = Path.Combine(directory, $"{contender.Name}.{(contender.IsImage ? "qcow2" : "raw")}");
+        string file = Path.Combine(directory, $"{contender.Name}.{contender.Extension}");
         File.Delete(file);
-        if (content is null)
-        {
-            _ = Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", file, $"{Workload.EmptyDiskSize}"], cancellation);
-        }
-        else if (contender.IsImage)
-        {
-            _ = Command.Run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", content, file], cancellation);
-        }
-        else
-        {
-            File.Copy(content, file);
-        }
-
+        contender.Make(content, file, cancellation);
         return contender.Serve(file, mountPoint);
     }
 
@@ -177,9 +165,14 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
     // A fast image that is not sound counts for nothing.
     private void CheckImages(string directory)
     {
-        foreach (string image in Directory.GetFiles(directory, "*.qcow2"))
+        foreach (string image in (string[])[.. Directory.GetFiles(directory, "*.qcow2"), .. Directory.GetFiles(directory, "*.vhdx")])
         {
             _ = Command.Run("qemu-img", ["check", "-q", image], cancellation);
+        }
+
+        foreach (string image in Directory.GetFiles(directory, "*.add-cow*").Where(path => Path.GetExtension(path).StartsWith(".add-cow", StringComparison.Ordinal)))
+        {
+            _ = Command.Run(options.QcowFs!, ["check", image], cancellation);
         }
     }
 

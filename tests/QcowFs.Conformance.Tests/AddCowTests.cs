@@ -146,6 +146,24 @@ public sealed class AddCowTests
         Assert.Equal(["HOLE 0", .. expected], edges);
     }
 
+    /// <summary>The size of a disk in use changes while it is filled; the filling goes on with the new one.</summary>
+    [SkippableFact]
+    public void A_disk_is_resized_while_it_is_filled()
+    {
+        using Sandbox box = new();
+        box.Shell("dd if=/dev/urandom of=base.raw bs=1M count=24 status=none").Expect();
+        box.QcowFs("create", "-f", "add-cow", "-b", "base.raw", "-F", "raw", "-o", "image_file=disk.raw", "disk.add-cow", "16M").Expect();
+        string raw = box.MountWritable("disk.add-cow", "--stream=4M");
+        box.Shell($"echo mine | dd of={raw} bs=1M seek=15 conv=notrunc,fsync status=none").Expect();
+        box.QcowFs("resize", "disk.add-cow", "20M").Expect();
+        Wait.Until(() => StreamState(box) != "running", "the streaming to end");
+        Assert.Equal("done", StreamState(box));
+        box.QcowFs("umount", "m").Expect();
+        box.QcowFs("check", "disk.add-cow").Expect();
+        // The base image goes on where the disk ended: what is new is zeros all the same.
+        box.Shell("cmp -n 15728640 base.raw disk.raw; head -c 15728645 disk.raw | tail -c 5 | cmp - <(echo mine); cmp <(head -c 4194304 /dev/zero) <(tail -c 4194304 disk.raw)").Expect();
+    }
+
     [SkippableFact]
     public void Streaming_is_for_writable_add_cow_images()
     {

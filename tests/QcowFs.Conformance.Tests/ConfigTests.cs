@@ -54,7 +54,7 @@ public sealed class ConfigTests
         box.Shell("mkdir -p etc/qcowfs m; mkdir -p /etc/qcowfs; mount --bind etc/qcowfs /etc/qcowfs; echo '{ \"mode\": \"0640\", \"log\": \"'$PWD'/our.log\" }' > etc/qcowfs/qcowfs.json").Expect();
         string image = box.Make("qcow2", "1M");
         string raw = box.MountReadOnly(image);
-        Assert.Equal("640", box.Run("stat", "-c", "%a", raw).Expect());
+        Assert.Equal("440", box.Run("stat", "-c", "%a", raw).Expect());
         box.QcowFs("umount", "m").Expect();
         Assert.Contains("mounted", File.ReadAllText(box.Path + "/our.log"), StringComparison.Ordinal);
         box.MountReadOnly(image, "--mode=0444");

@@ -131,7 +131,7 @@ public sealed class DiskFileTests
     {
         using Sandbox box = new();
         Tools.Require("xfs_io");
-        string image = box.Make(format, "64M");
+        string image = box.Make(format, "64M", format == "vhdx" ? "block_size=1M" : null);
         if (format == "raw") box.Shell($"truncate -s 0 {image}; truncate -s 64M {image}").Expect(); // qemu-img allocates the first block
         string raw = box.MountWritable(image);
         box.Run("xfs_io", "-c", "pwrite -q -b 1m -S 1 8m 4m", "-c", "pwrite -q -b 1m -S 2 40m 8m", "-c", "fsync", raw).Expect();
@@ -148,7 +148,7 @@ public sealed class DiskFileTests
         Assert.Contains("Whence", box.Run("xfs_io", "-r", "-c", "seek -d 12m", raw).Expect(), StringComparison.Ordinal);
         Assert.Contains("EOF", box.Run("xfs_io", "-r", "-c", "seek -d 12m", raw).Expect(), StringComparison.Ordinal);
         box.UnmountAndCheck(image);
-        Assert.InRange(Kilobytes(image), 4 << 10, 6 << 10);
+        Assert.InRange(Kilobytes(image), 4 << 10, 7 << 10); // a VHDX has a log of 1 MiB
 
         long Kilobytes(string file) => long.Parse(box.Shell($"du -k {file} | cut -f1").Expect(), CultureInfo.InvariantCulture);
     }

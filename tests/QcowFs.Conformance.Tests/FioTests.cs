@@ -13,6 +13,7 @@ public sealed class FioTests
     [InlineData("qcow2", 1, 1)]
     [InlineData("qcow2", 0, 32)]
     [InlineData("qcow2", 0, 1)]
+    [InlineData("vhdx", 1, 32)]
     public void Random_writes_verify(string format, int direct, int depth)
     {
         using Sandbox box = new();
@@ -32,6 +33,7 @@ public sealed class FioTests
     [InlineData("qcow2", null)]
     [InlineData("qcow2", "extended_l2=on")]
     [InlineData("raw", null)]
+    [InlineData("vhdx", "block_size=1M")]
     public void A_killed_server_loses_nothing_that_was_synced(string format, string? options)
     {
         using Sandbox box = new();

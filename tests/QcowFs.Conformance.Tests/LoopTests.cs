@@ -13,6 +13,7 @@ public sealed class LoopTests
     [InlineData("qcow2", "ext4", "", "off")]
     [InlineData("qcow2", "xfs", "", "on")]
     [InlineData("qcow2", "ext4", "--cache=none", "on")]
+    [InlineData("vhdx", "ext4", "", "on")]
     public void A_tree_unpacked_through_a_loop_device_survives(string format, string fileSystem, string option, string direct)
     {
         using Sandbox box = new();

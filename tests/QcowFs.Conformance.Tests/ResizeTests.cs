@@ -5,8 +5,10 @@ namespace QcowFs.Conformance.Tests;
 
 public sealed class ResizeTests
 {
+    // VHDX is tried elsewhere: QEMU reads every byte of its holes to compare them.
     [SkippableTheory]
-    [MemberData(nameof(Disks.Formats), MemberType = typeof(Disks))]
+    [InlineData("raw")]
+    [InlineData("qcow2")]
     public void Grown_and_shrunk_QEMU_reads_what_it_should(string format)
     {
         using Sandbox box = new();

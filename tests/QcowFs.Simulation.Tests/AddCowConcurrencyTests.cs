@@ -59,8 +59,9 @@ public sealed class AddCowConcurrencyTests
                 return;
             other = Start(() => opened.Write(40_000, [2, 2]));
 
-            // Returns at once where the cluster is not locked; otherwise the other one waits for this write.
-            other.Join(TimeSpan.FromMilliseconds(300));
+            // Until it is done, where the cluster is not locked, or until it has been waiting for a while: for this write, then.
+            for (int waits = 0; waits < 100 && !other.Join(TimeSpan.FromMilliseconds(2));)
+                waits = other.ThreadState.HasFlag(ThreadState.WaitSleepJoin) ? waits + 1 : 0;
         };
         opened.Write(10_000, [1, 1]);
         Join(other!);

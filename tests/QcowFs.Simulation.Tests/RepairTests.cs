@@ -29,7 +29,6 @@ public sealed class RepairTests
 
             cases.Add("counts", InitialContent.Snapshot, RepairMode.Leaks);
             cases.Add("incomplete snapshot", InitialContent.Snapshot, RepairMode.All);
-
             return cases;
         }
     }
@@ -170,6 +169,7 @@ public sealed class RepairTests
         private readonly CheckReport _found;
         private readonly CheckReport _repaired;
         private readonly long _end;
+        private int _number;
 
         public Trial(SimulatedDisk damaged, PreparedImage prepared, RepairMode mode, string where)
         {
@@ -214,6 +214,26 @@ public sealed class RepairTests
             SimulatedDisk again = survivor.Kill();
             Assert.True(Repair(again).ExitCode == _repaired.ExitCode, $"{where}: a second repair ends elsewhere");
             JudgeEnd(again, where);
+            if (_number++ % 10 == 0)
+                CrashAgain(survivor, again.Clock, where);
+        }
+
+        // A crash inside the repair of what a crash inside a repair left.
+        private void CrashAgain(SimulatedDisk survivor, long end, string where)
+        {
+            for (long at = survivor.Clock + 1; at <= end; at += 1 + (_number % 4))
+            {
+                SimulatedDisk disk = survivor.Kill();
+                disk.CrashAt(at);
+                Assert.Throws<SimulatedCrashException>(() => Repair(disk));
+                foreach ((CrashChoice choice, SimulatedDisk last) in disk.EnumerateCrashes(4, (ulong)at))
+                {
+                    SimulatedDisk third = last.Kill();
+                    string there = $"{where}, then crash at {at - survivor.Clock}, {choice}";
+                    Assert.True(Repair(third).ExitCode == _repaired.ExitCode, $"{there}: a third repair ends elsewhere");
+                    JudgeEnd(third, there);
+                }
+            }
         }
 
         private void JudgeEnd(SimulatedDisk disk, string where)

@@ -1,4 +1,5 @@
 // Images for simulation: made once by qemu-img with every feature that the engine treats differently, then put on simulated disks.
+using System.Buffers.Binary;
 using System.Collections.Concurrent;
 using System.Diagnostics;
 using QcowFs.Images;
@@ -47,6 +48,9 @@ internal static class SimulatedImages
 
     /// <summary>The image of a geometry. Made once.</summary>
     public static PreparedImage Prepare(Geometry geometry) => Prepared.GetOrAdd(geometry, Make);
+
+    /// <summary>Bytes of a cluster of the image.</summary>
+    public static int ClusterSize(PreparedImage image) => 1 << BinaryPrimitives.ReadInt32BigEndian(image.File.AsSpan(20));
 
     /// <summary>A disk with the image on it.</summary>
     public static SimulatedDisk DiskOf(PreparedImage image)

@@ -80,6 +80,16 @@ public sealed class MountSettingsTests
     }
 
     [Fact]
+    public void Owners_are_given_by_name_too_and_parts_of_the_tree_left_out()
+    {
+        MountSettings settings = Read("-o", "uid=root,gid=daemon,no_partitions");
+        Assert.Equal((0u, 1u), (settings.Tree.Uid, settings.Tree.Gid));
+        Assert.False(settings.Tree.ShowsPartitions);
+        Assert.True(settings.Tree.ShowsSnapshots);
+        Assert.False(Read("--snapshot=one").Tree.ShowsSnapshots);
+    }
+
+    [Fact]
     public void Writable_files_are_0600() => Assert.Equal(0x180u, Read("-o", "writable").Tree.FileMode);
 
     [Theory]
@@ -106,7 +116,8 @@ public sealed class MountSettingsTests
     [InlineData("--threads: \"x\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=x")]
     [InlineData("--mode: \"0888\" is not an octal mode up to 0777; give one such as 0640", "--mode=0888")]
     [InlineData("--mode: \"1777\" is not an octal mode up to 0777; give one such as 0640", "--mode=1777")]
-    [InlineData("--uid: \"root\" is not a number from 0 to 4294967294; see \"qcowfs mount --help\"", "--uid=root")]
+    [InlineData("--uid: \"no such user\" is neither a number nor a name that the system knows; see \"qcowfs mount --help\"", "--uid=no such user")]
+    [InlineData("--gid: \"4294967295\" is neither a number nor a name that the system knows; see \"qcowfs mount --help\"", "--gid=4294967295")]
     public void Wrong_usage(string message, params string[] words)
     {
         CommandFailure failure = Assert.Throws<CommandFailure>(() => Read(words));

@@ -37,11 +37,11 @@ internal sealed partial class CowImage
         }
     }
 
-    public void WriteZeroes(long offset, long length) => ZeroRange(offset, length, "write zeroes");
+    public void WriteZeroes(long offset, long length) => ZeroRange(offset, length, "write zeroes", keepSpace: true);
 
     public void Discard(long offset, long length)
     {
-        ZeroRange(offset, length, "discard");
+        ZeroRange(offset, length, "discard", keepSpace: false);
         Statistics.AddDiscarded(length);
     }
 
@@ -70,7 +70,7 @@ internal sealed partial class CowImage
     {
         if (_compressing is not null)
             WriteCompressing(_compressing, offset, source);
-        else
+        else if (_attached is null || !TryWriteDeduplicated(offset, source))
             WritePlain(offset, source);
     }
 
@@ -303,11 +303,11 @@ internal sealed partial class CowImage
                         return false;
                     _dataDirty = true;
                 }
-                else if (_map.Traits.IsIdentity)
+                else
                 {
-                    // The block may be a hole of the data file.
+                    // The block may be a hole of the data file, or a large one that is mapped and mostly a hole.
                     _data.Reserve(extent.Host, part);
-                    _dataDirty = true;
+                    _dataDirty |= _map.Traits.IsIdentity;
                 }
 
                 offset += part;
@@ -415,7 +415,7 @@ internal sealed partial class CowImage
         _dataDirty = true;
     }
 
-    private void ZeroRange(long offset, long length, string operation)
+    private void ZeroRange(long offset, long length, string operation, bool keepSpace)
     {
         CheckRange(offset, length, operation);
         BeginChange();
@@ -432,12 +432,12 @@ internal sealed partial class CowImage
             }
 
             long step = Math.Min(end, StepEnd(offset)) - offset;
-            Allocating(offset, step, default, (image, at, _) => image.ZeroExclusive(at, step));
+            Allocating(offset, step, default, (image, at, _) => image.ZeroExclusive(at, step, keepSpace));
             offset += step;
         }
     }
 
-    private bool ZeroExclusive(long offset, long length)
+    private bool ZeroExclusive(long offset, long length, bool keepSpace)
     {
         long end = offset + length;
         int subBlock = _map.Traits.SubBlockSize;
@@ -459,7 +459,7 @@ internal sealed partial class CowImage
             }
 
             long next = (offset & (subBlock - 1)) == 0 && wholeEnd > offset ? wholeEnd : Math.Min(end, (offset | (subBlock - 1L)) + 1);
-            if (!WriteZeroBytes(offset, next - offset))
+            if (!WriteZeroBytes(offset, next - offset, keepSpace))
                 return false;
             offset = next;
         }
@@ -478,37 +478,46 @@ internal sealed partial class CowImage
         return true;
     }
 
-    private bool WriteZeroBytes(long offset, long length)
+    private bool WriteZeroBytes(long offset, long length, bool keepSpace)
     {
-        while (length > 0)
+        for (long end = offset + length; offset < end;)
         {
-            int step = (int)Math.Min(length, Zeros.Length);
-            long end = offset + step;
-            while (offset < end)
+            Extent extent = _map.Lookup(offset, end - offset);
+            long part = extent.Length;
+            if (extent.Kind == ExtentKind.Data && extent.Writable)
             {
-                Extent extent = _map.Lookup(offset, end - offset);
-                int part = (int)extent.Length;
-                if (extent.Kind == ExtentKind.Data && extent.Writable)
-                {
-                    if (!MayOverwrite(extent))
-                        return false;
-                    _data.Write(extent.Host, Zeros.AsSpan(0, part));
-                }
-                else if (!IsZero(offset, part))
-                {
-                    part = Place(offset, Zeros.AsSpan(0, part));
-                }
-
-                if (part == 0)
+                if (!MayOverwrite(extent))
                     return false;
-                _dataDirty = true;
-                offset += part;
+                ZeroInPlace(extent.Host, part, keepSpace);
+            }
+            else if (ZeroPrefix(offset, part) is > 0 and var zeros)
+            {
+                part = zeros;
+            }
+            else
+            {
+                part = Place(offset, Zeros.AsSpan(0, (int)Math.Min(part, Zeros.Length)));
             }
 
-            length -= step;
+            if (part == 0)
+                return false;
+            _dataDirty = true;
+            offset += part;
         }
 
         return true;
+    }
+
+    /// <summary>Makes a part of a block zero that cannot be unmapped. In formats of large blocks that is most of what a guest discards, so
+    /// the host is told instead of being written to.</summary>
+    private void ZeroInPlace(long host, long length, bool keepSpace)
+    {
+        if (length <= Zeros.Length)
+            _data.Write(host, Zeros.AsSpan(0, (int)length));
+        else if (keepSpace)
+            _data.WriteZeroes(host, length);
+        else
+            _data.Discard(host, length);
     }
 
     /// <summary>Whether the whole range reads as zeros by the word of the metadata of every layer.</summary>

@@ -58,7 +58,7 @@ internal sealed partial class CowImage : IDiskImage
     private long _commitsAtConfirm;
     private volatile bool _dataDirty;
     private volatile bool _inUse;
-    private bool _closed;
+    private volatile bool _closed;
 
     /// <summary>Presents the parts as an image.</summary>
     public CowImage(CowImageParts parts, ImageInfo info, OpenOptions options)
@@ -80,6 +80,7 @@ internal sealed partial class CowImage : IDiskImage
         _blockMask = _map.Traits.BlockSize - 1L;
         _blockBits = System.Numerics.BitOperations.Log2((uint)_map.Traits.BlockSize);
         _commits = new GroupCommit(CommitOnce);
+        _attached = Attach(options.AttachedIndex);
         _commitInterval = options.CommitInterval;
         if (options.Writable && _commitInterval > TimeSpan.Zero)
             _commitTimer = options.Time.CreateTimer(_ => CommitInBackground(), null, Timeout.InfiniteTimeSpan, Timeout.InfiniteTimeSpan);
@@ -207,16 +208,18 @@ internal sealed partial class CowImage : IDiskImage
         StopRecovery();
         try
         {
+            EndIdleSweeps();
+            if (_attached is not null && Failure is null)
+                SweepAndCommit();
             if (_inUse)
             {
                 _parts.Changes?.Store();
-
-                // A commit may leave lowered counts for the next one (I3); each has less to do than the one before.
-                do
-                    _commits.Run();
-                while (_map.IsDirty);
+                CommitAll();
+                SweepAndCommit();
+                SealIndex();
                 ThrowIfFailed("close");
                 _map.EndUse();
+                _attached?.Bind();
             }
 
             ThrowIfFailed("close");
@@ -236,6 +239,7 @@ internal sealed partial class CowImage : IDiskImage
         _fill?.Dispose();
         StopRecovery();
         _map.Dispose();
+        _attached?.Dispose();
         foreach (IStorage file in _parts.Files)
             file.Dispose();
         _backing?.Dispose();
@@ -302,6 +306,7 @@ internal sealed partial class CowImage : IDiskImage
     /// <summary>The commit that callers of Sync share: metadata in order, or only the data file where no metadata is dirty.</summary>
     private void CommitOnce()
     {
+        _readBack = 0;
         bool taken = false;
         bool done = false;
         try
@@ -389,7 +394,10 @@ internal sealed partial class CowImage : IDiskImage
         try
         {
             if (!_closed && Failure is null)
+            {
                 _commits.Run();
+                SweepWhenIdle();
+            }
         }
         catch (StorageException exception)
         {

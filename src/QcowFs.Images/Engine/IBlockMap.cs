@@ -61,6 +61,9 @@ internal interface IBlockMap : IDisposable
     /// False: the format cannot, and the caller writes zeros.</summary>
     bool TryPublishZero(long offset, long length);
 
+    /// <summary>How blocks of this image are shared, or null where they cannot be.</summary>
+    IBlockSharing? Sharing => null;
+
     /// <summary>Whether a commit should come before more changes, because too much is dirty.</summary>
     bool NeedsCommit { get; }
 

@@ -1,6 +1,9 @@
 // Host files that stay open, and locked, while disks over them come and go.
 //   H1. A file that was opened once is the file from then on, whatever happens to its name: who asks for the path again gets it.
+//       Where a file was looked for in vain, there is none from then on for who only looks: a mount may cover the name meanwhile, and
+//       its own server must not ask for it.
 //   H2. It is closed, and unlocked, only by Dispose, when no disk over it is open any more.
+using QcowFs.Native;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -10,8 +13,10 @@ namespace QcowFs.Images;
 /// <param name="files">Opens and locks.</param>
 public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
 {
-    private readonly Lock _gate = new(); // guards _held
+    private readonly Lock _gate = new(); // guards _held, _missing and _same
     private readonly Dictionary<string, FileStorage> _held = [];
+    private readonly HashSet<string> _missing = [];
+    private readonly HashSet<(string First, string Second)> _same = [];
 
     /// <inheritdoc/>
     public IStorage Open(string path, HostAccess access, bool directIo) =>
@@ -31,7 +36,17 @@ public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
     public long? TryGetLength(string directory, string relativePath) => files.TryGetLength(directory, relativePath);
 
     /// <inheritdoc/>
-    public bool IsSameFile(string first, string second) => files.IsSameFile(first, second);
+    public bool IsSameFile(string first, string second)
+    {
+        lock (_gate)
+        {
+            // H1: what was found to be one file stays it.
+            if (_same.Contains((first, second))) return true;
+            bool isSame = files.IsSameFile(first, second);
+            if (isSame) _same.Add((first, second));
+            return isSame;
+        }
+    }
 
     /// <inheritdoc/>
     public IStorage CreateUnnamed(string beside, string name, bool directIo)
@@ -83,13 +98,29 @@ public sealed class HeldFiles(IHostFiles files) : IHostFiles, IDisposable
                 _held.Remove(key);
                 End(held);
             }
-            IStorage opened = open();
+            if (access == HostAccess.Inspect && _missing.Contains(key)) throw new StorageException(Errno.ENOENT, "open", key);
+            IStorage opened = OpenOrRemember(key, access, open);
             if (opened is FileStorage file)
             {
                 file.IsHeld = true;
                 _held.Add(key, file);
             }
             return opened;
+        }
+    }
+
+    private IStorage OpenOrRemember(string key, HostAccess access, Func<IStorage> open)
+    {
+        try
+        {
+            IStorage opened = open();
+            _missing.Remove(key);
+            return opened;
+        }
+        catch (StorageException exception) when (exception.Errno == Errno.ENOENT && access == HostAccess.Inspect)
+        {
+            _missing.Add(key);
+            throw;
         }
     }
 

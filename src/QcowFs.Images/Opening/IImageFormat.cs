@@ -52,6 +52,12 @@ internal interface IImageLayer
     /// place of the active one; for reading only. Faults: <see cref="ImageFormatException"/>.</summary>
     IImageLayer AtSnapshot(string name, bool isId);
 
+    /// <summary>Unit of mapping in bytes, or 0 where the format has none.</summary>
+    int BlockSize => 0;
+
+    /// <summary>Why blocks of the image cannot be shared, or null where they can.</summary>
+    string? SharingObstacle => "its format cannot map two blocks to one place";
+
     /// <summary>Why blocks of the image cannot be written compressed, or null where they can.</summary>
     string? WhyNotCompressed => "the format has no compressed blocks";
 

@@ -2,6 +2,7 @@
 //   N1. A chain ends: a file that is in it already, by device and inode or by path, is refused, and so is a chain that is too long.
 //   N3. A data file that is an image itself is the top of a chain of its own: what it names passes the same gate and counts for N1.
 //   N2. Files are opened from the top down, disks are made from the bottom up; whatever fails, every file is closed.
+using QcowFs.Images.Dedup;
 using QcowFs.Storage;
 
 namespace QcowFs.Images;
@@ -18,14 +19,16 @@ internal sealed class ImageChain : IDisposable
     /// <summary>The least metadata cache that an image of a chain gets.</summary>
     private const long MinCacheSize = 1 << 20;
 
+    private readonly IHostFiles _files;
     private readonly ReferenceGate _gate;
     private readonly OpenOptions _options;
     private bool _isJournaled = true;
     private readonly ImageChain? _user; // whose data file this chain presents (N3)
     private readonly List<Link> _links = [];
 
-    private ImageChain(ReferenceGate gate, OpenOptions options, ImageChain? user = null)
+    private ImageChain(IHostFiles files, ReferenceGate gate, OpenOptions options, ImageChain? user = null)
     {
+        _files = files;
         _gate = gate;
         _options = options;
         _user = user;
@@ -43,7 +46,9 @@ internal sealed class ImageChain : IDisposable
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
-        ImageChain chain = new(new ReferenceGate(files, options.References, path), options);
+        if (options.Journal is not null && options.Dedup is not null)
+            throw new ArgumentException("Writes through a journal are not deduplicated yet.", nameof(options));
+        ImageChain chain = new(files, new ReferenceGate(files, options.References, path), options);
         try
         {
             HostAccess access = !options.Lock && !options.Writable ? HostAccess.Inspect
@@ -158,10 +163,38 @@ internal sealed class ImageChain : IDisposable
                 StreamRate = top && _user is null ? _options.StreamRate : null,
             };
             IStorage? dataFile = PresentData(link, disk, options);
-            disk = link.Layer.Open(dataFile, disk, options);
+            if (top && writable)
+                options = WithIndex(options, link);
+            bool opened = false;
+            try
+            {
+                disk = link.Layer.Open(dataFile, disk, options);
+                opened = true;
+            }
+            finally
+            {
+                if (!opened)
+                    options.AttachedIndex?.Dispose();
+            }
         }
 
         return disk!;
+    }
+
+    /// <summary>Opens the dedup index where one is wanted, and says whether there is one where it is not.</summary>
+    private OpenOptions WithIndex(OpenOptions options, Link link)
+    {
+        if (options.Dedup is null || link.Layer.SharingObstacle is not null)
+            return options with { HasDedupIndex = link.Layer.SharingObstacle is null && AttachedIndex.Exists(_files, link.File.Name) };
+        try
+        {
+            return options with { AttachedIndex = AttachedIndex.Open(_files, link.File, link.Layer.BlockSize, options.Dedup, options.Log) };
+        }
+        catch (StorageException exception) when (exception.IsOutOfSpace)
+        {
+            options.Log?.Invoke($"{exception.Message}; deduplication pauses until the next mount");
+            return options with { HasDedupIndex = true };
+        }
     }
 
     // N2
@@ -247,13 +280,19 @@ internal sealed class ImageChain : IDisposable
         if (_options.Snapshot is not null)
             link.Layer = link.Layer.AtSnapshot(_options.Snapshot, _options.SnapshotIsId);
         link.Layer.RequireOpenable(_options.Writable);
+        if (_options is { Writable: true, Dedup.IsOptional: false } && link.Layer.SharingObstacle is { } obstacle)
+        {
+            throw new ImageFormatException(file.Name, "dedup", -1, $"blocks cannot be shared: {obstacle}",
+                "convert it to qcow2 (version 3, no external data file) with qemu-img convert, or mount it without --dedup");
+        }
+
         if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
             throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");
-        if (_options is { Writable: true, Journal: { } journal } && link.Layer.WhyNoJournal is { } obstacle)
+        if (_options is { Writable: true, Journal: { } journal } && link.Layer.WhyNoJournal is { } hindrance)
         {
             if (!journal.IsOptional)
-                throw new ImageFormatException(file.Name, "journal", -1, obstacle.Problem, obstacle.Advice);
-            _options.Log?.Invoke($"{file.Name}: {obstacle.Problem}; it is written without one");
+                throw new ImageFormatException(file.Name, "journal", -1, hindrance.Problem, hindrance.Advice);
+            _options.Log?.Invoke($"{file.Name}: {hindrance.Problem}; it is written without one");
             _isJournaled = false;
         }
 
@@ -263,7 +302,7 @@ internal sealed class ImageChain : IDisposable
     // N3
     private static void WalkData(ImageChain user, Link from, NamedReference reference, IStorage file, bool writable)
     {
-        ImageChain chain = new(user._gate, user._options, user);
+        ImageChain chain = new(user._files, user._gate, user._options, user);
         Link link = new(file);
         chain._links.Add(link);
         from.DataChain = chain; // owned, and counted for N1, from here on

@@ -7,9 +7,9 @@
 // A3. The tail is handed out only as far as host space has been reserved for it, so that ENOSPC reaches the guest here and not a
 //     commit (I7).
 //     Before that, the tail skips what a crash may have left counted past the end of the file.
+// A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
 // A5. The file is cut only where a session knows that nothing is: past the end that it found, and what it gave up and punched (A2).
 //     Clusters that merely have no count stay: in a damaged image they may hold the guest's data.
-// A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
 //
 // Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
 using QcowFs.Native;

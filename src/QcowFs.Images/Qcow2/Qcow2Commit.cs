@@ -1,7 +1,8 @@
 // The ordered commit of plain qcow2: makes metadata durable in stages, with a sync between, so that a crash at any instant leaves
 // at worst leaked clusters.
 //
-// Stage 0 makes nothing newly reachable: guest data, bases of new tables, raised counts, a relocated refcount table.
+// Stage 0 makes nothing newly reachable: guest data, bases of new tables, raised counts, COPIED flags taken away, a relocated
+// refcount table.
 // Stage 1 links refcount structures: refcount table entries, the header's pointer to the table (bytes 48-59).
 // Stage 2 changes the mapping: L2 pages and L1 entries.
 // Then, and only then, what the mapping no longer refers to is given up: counts lowered in memory (the next commit's stage 0
@@ -15,6 +16,8 @@
 // I7.  Without host space a commit stops before its sync and leaves everything dirty; the next one begins at stage 0 again.
 //      Writing the same pages twice is safe; a sync is never repeated (LatchedStorage).
 // I9.  "In use" is durable before the first change of a session and cleared after its last sync.
+// I11. COPIED leaves an entry on disk, durably, before a second mapping of its cluster is written. The entry's page may also hold new
+//      links, which are for stage 2, so stage 0 writes the page as it was before this commit, with the flags taken away.
 // I10. Auto-clear bits that we do not maintain are cleared together with it.
 using System.Buffers;
 using System.Buffers.Binary;
@@ -96,7 +99,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
             state.Bitmaps?.End(); // D2
             if (state.Header.Version >= 3)
-                WriteAutoclear(KeptAutoclear | (recovered ? AutoclearFeatures.None : AutoclearFeatures.InUse));
+                WriteAutoclear(KeptAutoclear | (!recovered ? AutoclearFeatures.InUse
+                    : state.Shared.LeavesMark ? AutoclearFeatures.DedupIndex : AutoclearFeatures.None));
             _inUse = false;
         }
     }
@@ -118,6 +122,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 L1Pieces = state.L1.Freeze(),
                 Removals = state.FreezeRemovals(),
                 FileDirty = state.FileDirty,
+                Cleared = state.Shared.FreezeCleared(),
             };
             state.FileDirty = false;
             return frozen;
@@ -134,6 +139,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
             frozen.CountTable.Thaw(frozen.CountPieces);
             state.L1.Thaw(frozen.L1Pieces);
             state.FileDirty |= frozen.FileDirty;
+            state.Shared.ThawCleared(frozen.Cleared);
         }
 
         state.ThawRemovals(frozen.Removals, !written && frozen.CountPieces.Count + frozen.L1Pieces.Count > 0);
@@ -146,7 +152,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
         bool relocated = frozen.CountTable.Offset != _headerTableOffset;
 
         // Stage 0.
-        int counts = WritePages(frozen.Pages, CommitStage.Counts);
+        int counts = WritePages(frozen.Pages, CommitStage.Counts) + WriteCleared(frozen.Cleared);
         if (relocated)
             WritePieces(frozen.CountPieces);
         if (separateData && dataDirty)
@@ -177,7 +183,40 @@ internal sealed class Qcow2Commit(Qcow2State state)
             frozen.Pages.Clear();
             frozen.CountPieces.Clear();
             frozen.L1Pieces.Clear();
+            frozen.Cleared.Clear();
         }
+    }
+
+    /// <summary>Takes COPIED from entries on disk whose clusters get a second reference in this commit (I11): the page as an earlier commit
+    /// left it, with nothing changed but those flags. Returns how many pages.</summary>
+    private int WriteCleared(List<ClearedFlag> cleared)
+    {
+        if (cleared.Count == 0)
+            return 0;
+        int pages = 0;
+        byte[] page = new byte[_cache.PageSize];
+        foreach (IGrouping<long, ClearedFlag> flags in cleared.GroupBy(flag => flag.EntryOffset & -_cache.PageSize))
+        {
+            // What the file holds was written by a commit whose counts and data were synced before, so it may become durable here.
+            state.File.Read(flags.Key, page);
+            bool changed = false;
+            foreach (ClearedFlag flag in flags)
+            {
+                Span<byte> bytes = page.AsSpan((int)(flag.EntryOffset - flags.Key));
+                L2Entry entry = L2Entry.Read(bytes);
+                if (entry.IsCompressed || !entry.Copied || entry.HostOffset.Value != flag.Host)
+                    continue;
+                entry.WithCopied(false).WriteTo(bytes);
+                changed = true;
+            }
+
+            if (!changed)
+                continue;
+            state.File.Write(flags.Key, page);
+            pages++;
+        }
+
+        return pages;
     }
 
     /// <summary>Writes the frozen pages of a stage, neighbours in one write. Returns how many pages.</summary>
@@ -275,7 +314,10 @@ internal sealed class Qcow2Commit(Qcow2State state)
         MetadataPage page = pins.Add(counts.PageOffset(first));
 
         // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
-        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);
+        List<ClusterRun> unused = FindLastReferences(page, first, end);
+        if (removal.Kind == RemovalKind.Data)
+            state.Shared.TellFreed(unused, _clusterBits);
+        unused = unused.ConvertAll(Punch);
         lock (_cache.Gate)
         {
             _cache.BeginChange(page, CommitStage.Counts);
@@ -284,6 +326,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 ulong count = counts.Get(page, cluster);
                 if (count > 0)
                     counts.Set(page, cluster, count - 1);
+                if (count == 2 && removal.Kind == RemovalKind.Data)
+                    state.Shared.NoteLastReference();
             }
 
             page.EndChange();
@@ -326,7 +370,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
                 ulong count = state.Refcounts.Get(page, cluster);
                 if (count == 0)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                else if (count > 1)
+                if (count != 1)
                     continue;
                 state.CompressedSpace?.Leave(cluster);
                 if (found.Count > 0 && found[^1].End == cluster)
@@ -353,6 +397,8 @@ internal sealed class Qcow2Commit(Qcow2State state)
         public required List<Removal> Removals { get; init; }
 
         public required bool FileDirty { get; init; }
+
+        public required List<ClearedFlag> Cleared { get; init; }
 
         public bool HasMetadata => Pages.Count + CountPieces.Count + L1Pieces.Count + Removals.Count > 0;
     }

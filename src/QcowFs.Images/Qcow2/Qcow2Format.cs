@@ -26,6 +26,14 @@ internal sealed class Qcow2Format : IImageFormat
         public IImageLayer AtSnapshot(string name, bool isId) =>
             new Qcow2Layer(Qcow2SnapshotTable.Read(header, file).HeaderAt(header, file, name, isId), file);
 
+        public int BlockSize => header.ClusterSize;
+
+        public string? SharingObstacle =>
+            header.Version < 3 ? "version 2 has no room for the mark of a dedup index"
+            : header.HasExternalDataFile ? "an external data file keeps one place for each block"
+            : header.RefcountBits == 1 ? "its reference counts have one bit, too few to share"
+            : null;
+
         public string? WhyNotCompressed => header.HasExternalDataFile ? "clusters in an external data file cannot be compressed" : null;
 
         // What a crash left of an older journal is taken away first.

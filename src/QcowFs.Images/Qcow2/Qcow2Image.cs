@@ -70,6 +70,7 @@ internal static class Qcow2Image
             Refcounts = refcounts,
             Compressed = new CompressedBlockCache(header.ClusterSize, compressed.Decompress),
             Epoch = new ReaderEpoch(),
+            Shared = SharingOf(header, l1, options),
             Latch = latch,
             Allocator = options.Writable ? new HostAllocator(file, header.ClusterBits, refcounts) : null,
             FileClustersAtOpen = clusters,
@@ -148,6 +149,20 @@ internal static class Qcow2Image
             offset,
             $"{length} bytes reach past the end of the file at {parts.File.Length}",
             "the file is cut short; restore it from a copy");
+    }
+
+    // Where there is an index but not its mark, somebody else wrote in between, or we crashed: flags may be missing anywhere.
+    private static SharedClusters SharingOf(Qcow2Header header, ResidentTable l1, OpenOptions options)
+    {
+        bool marked = header.AutoclearFeatures.HasFlag(AutoclearFeatures.DedupIndex);
+        if (options.EndsSharing)
+            return new SharedClusters(l1.Length, null, tracks: true, needsSweep: true);
+        bool hasIndex = options.Writable && (options.HasDedupIndex || options.AttachedIndex is not null);
+        bool tracks = options.Writable && (marked || hasIndex || header.SnapshotCount == 0);
+        return new SharedClusters(l1.Length, marked ? options.AttachedIndex?.LoadTableBits(l1.Length) : null, tracks, hasIndex && !marked)
+        {
+            LeavesMark = hasIndex,
+        };
     }
 
     private static ImageInfo InfoOf(Qcow2Parts parts, string? recovery, bool replayed) => new()

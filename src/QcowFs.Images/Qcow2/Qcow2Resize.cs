@@ -196,6 +196,9 @@ internal sealed class Qcow2Resize
         LowerL1(Math.Min(needed, l1.Length), l1.Length);
         _bitmaps.Lower();
         _edit.Counts.WriteLowered();
+        // What shared a cluster with the part that is gone may be its only mapping now.
+        if (!_header.HasExternalDataFile)
+            _edit.RebuildCopied(l1[..Math.Min(needed, l1.Length)], _header.L1Offset);
         ShrinkDataFile(size);
         EndUse();
     }

@@ -29,6 +29,15 @@ internal readonly record struct Qcow2Slot(L2Entry Entry, SubclusterBitmap Bitmap
         return new Qcow2Slot(entry, SubclusterBitmap.Of(allocated, zero), true);
     }
 
+    /// <summary>Whether every byte of the cluster lives at this host offset.</summary>
+    public bool MapsWhole(long host) =>
+        Entry is { IsCompressed: false, IsZeroFlag: false, HasHostCluster: true } && Entry.HostOffset.Value == host
+        && (!Extended || Bitmap.Allocated == uint.MaxValue);
+
+    /// <summary>The slot after the whole cluster was mapped to a host cluster that others refer to as well (I11).</summary>
+    public Qcow2Slot WithShared(HostOffset host) => new(
+        L2Entry.Data(host, copied: false), Extended ? SubclusterBitmap.Of(uint.MaxValue, 0) : default, Extended);
+
     /// <summary>The slot after subclusters were made to read as zeros. Compressed clusters are covered as a whole.</summary>
     /// <param name="covered">Bit i: subcluster i reads as zeros.</param>
     /// <param name="hasBacking">Whether an unallocated cluster could read anything but zeros.</param>

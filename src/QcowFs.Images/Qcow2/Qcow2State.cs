@@ -62,6 +62,9 @@ internal sealed class Qcow2State
 
     public required ReaderEpoch Epoch { get; init; }
 
+    /// <summary>What is known about clusters with several references.</summary>
+    public required SharedClusters Shared { get; init; }
+
     public required FailureLatch Latch { get; init; }
 
     /// <summary>Where the structures are; null where the image is read-only.</summary>

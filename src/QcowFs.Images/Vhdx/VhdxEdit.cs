@@ -33,6 +33,7 @@ internal sealed class VhdxEdit
     {
         VhdxReplay.Run(file, guids);
         VhdxLayout layout = VhdxLayout.Read(file);
+        layout.RequireWritable(file);
         VhdxSpace space = VhdxSpace.Scan(layout, file);
         return Begin(layout, file, guids, space);
     }

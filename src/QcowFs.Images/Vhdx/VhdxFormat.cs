@@ -30,18 +30,8 @@ internal sealed class VhdxFormat : IImageFormat
 
         public void RequireOpenable(bool writable)
         {
-            if (writable && layout.LogRegion.Length == 0)
-            {
-                throw new ImageFormatException(file.Name, "header", layout.Headers.CurrentOffset + VhdxHeader.LogLengthAt,
-                    "the file has no log, without which it cannot be written safely",
-                    $"run qcowfs check --repair {file.Name}, or mount it without -w");
-            }
-
-            if (writable && file.Length > VhdxLimits.MaxFileSize)
-            {
-                throw new ImageFormatException(file.Name, "file", VhdxLimits.MaxFileSize,
-                    $"it has {file.Length} bytes, more than a disk of 64 TiB can need", "mount it without -w");
-            }
+            if (writable)
+                layout.RequireWritable(file);
         }
 
         public void RequireBacking(IImageLayer backing, string name)

@@ -48,6 +48,7 @@ internal static class VhdxImage
         {
             replayed = VhdxReplay.Run(parts.File, parts.Guids);
             layout = VhdxLayout.Read(parts.File);
+            layout.RequireWritable(parts.File);
         }
 
         if (replayed is not null)

@@ -30,6 +30,23 @@ internal sealed record VhdxLayout(
         return Read(headers, log, view);
     }
 
+    /// <summary>Throws <see cref="ImageFormatException"/> where the file can only be read.</summary>
+    public void RequireWritable(IStorage file)
+    {
+        if (LogRegion.Length == 0)
+        {
+            throw new ImageFormatException(file.Name, "header", Headers.CurrentOffset + VhdxHeader.LogLengthAt,
+                "the file has no log, without which it cannot be written safely",
+                $"run qcowfs check --repair {file.Name}, or mount it without -w");
+        }
+
+        if (file.Length > VhdxLimits.MaxFileSize)
+        {
+            throw new ImageFormatException(file.Name, "file", VhdxLimits.MaxFileSize,
+                $"it has {file.Length} bytes, more than a disk of 64 TiB can need", "mount it without -w");
+        }
+    }
+
     public static Region LogRegionOf(VhdxHeader header) => header.LogLength == 0 ? default : new Region((long)header.LogOffset, header.LogLength);
 
     private static VhdxLayout Read(VhdxHeaders headers, ActiveLog? log, IStorage view)

@@ -47,8 +47,7 @@ internal static class VhdxResize
 
     private static void RequirePossible(VhdxLayout layout, IStorage file, long size)
     {
-        if (layout.LogRegion.Length == 0)
-            throw Refused(file, "the file has no log, without which it cannot be written safely", $"run qcowfs check --repair {file.Name}");
+        layout.RequireWritable(file);
         if (size % layout.Metadata.LogicalSectorSize != 0)
             throw Refused(file, $"the disk cannot have {size} bytes", $"give a multiple of {layout.Metadata.LogicalSectorSize}");
         if (size > VhdxLimits.MaxVirtualSize)

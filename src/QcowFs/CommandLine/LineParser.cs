@@ -35,7 +35,7 @@ internal static class LineParser
         Command command = line.Command;
         if (line.Operands.Count < command.RequiredOperands)
             throw CommandFailure.Usage(command.Operands[line.Operands.Count], "missing", command.HelpHint);
-        if (line.Operands.Count > command.Operands.Length)
+        if (line.Operands.Count > command.Operands.Length && !command.Operands[^1].EndsWith("...]", StringComparison.Ordinal))
             throw CommandFailure.Usage(line.Operands[command.Operands.Length], "one argument too many", command.HelpHint);
     }
 

@@ -36,7 +36,7 @@ internal sealed record Option(string Name, string Help, string? ValueName = null
 /// <summary>A command: its words, and what carries it out.</summary>
 /// <param name="Name">First word on the command line.</param>
 /// <param name="Summary">One line for the list of commands.</param>
-/// <param name="Operands">Names of what follows the options; optional ones in brackets, last.</param>
+/// <param name="Operands">Names of what follows the options; optional ones in brackets, last; "...]" at its end: any number.</param>
 /// <param name="Options">Its options, in the order of help.</param>
 /// <param name="Run">Carries it out and returns the exit code.</param>
 internal sealed record Command(

@@ -1,4 +1,5 @@
 // Judging a mount point before anything is opened or mounted.
+using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 
 namespace QcowFs.Server;
@@ -28,17 +29,15 @@ internal sealed record MountPoint(string Path, bool IsFile)
         return new MountPoint(path, type == Libc.S_IFREG);
     }
 
+    // Through a descriptor, since the runtime cannot name every directory.
     private static void RequireEmpty(string given, string path)
     {
-        try
-        {
-            using IEnumerator<string> entries = Directory.EnumerateFileSystemEntries(path).GetEnumerator();
-            if (entries.MoveNext())
-                throw new CommandFailure(given, "the directory is not empty", "choose an empty one, or give --nonempty");
-        }
-        catch (UnauthorizedAccessException)
-        {
-            throw new CommandFailure(given, "permission denied", "choose a mount point of yours");
-        }
+        int fd = Libc.Open(path, Libc.O_RDONLY | Libc.O_DIRECTORY | Libc.O_CLOEXEC, 0);
+        Errno errno = Libc.LastErrno;
+        if (fd < 0) throw new CommandFailure(given, ErrnoText.Describe(errno), "choose a mount point of yours");
+        using SafeFileHandle directory = new(fd, ownsHandle: true);
+        using IEnumerator<string> entries = Directory.EnumerateFileSystemEntries(
+            "/proc/self/fd/" + fd.ToString(System.Globalization.CultureInfo.InvariantCulture)).GetEnumerator();
+        if (entries.MoveNext()) throw new CommandFailure(given, "the directory is not empty", "choose an empty one, or give --nonempty");
     }
 }

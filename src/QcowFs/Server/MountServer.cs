@@ -56,7 +56,11 @@ internal sealed class MountServer : IDisposable
             throw CommandFailure.Usage(MountSettings.Overlay.Display, $"{settings.Source} is a directory, and an overlay lies over one image", "give that image");
         _directory = new ImageDirectory(_source, new ImageDirectoryOptions
         {
-            Open = open with { Journal = open.Journal is null ? null : open.Journal with { IsOptional = true } },
+            Open = open with
+            {
+                Dedup = open.Dedup is null ? null : open.Dedup with { IsOptional = true },
+                Journal = open.Journal is null ? null : open.Journal with { IsOptional = true },
+            },
             ShowsPartitions = settings.Tree.ShowsPartitions,
             Log = _log.Write,
             Describe = ErrorLine.For,
@@ -85,7 +89,7 @@ internal sealed class MountServer : IDisposable
                 Describe = ErrorLine.For,
             },
             () => _settings.HasOverlay
-                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _overlayPath, open)
+                ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _settings.OverlayFile, open)
                 : new ImageHold(HostFileSystem.Instance, _settings.Source, open));
         return _mountPoint.IsFile
             ? DiskFileSystem.ForFile(image, _settings.Tree)
@@ -181,7 +185,7 @@ internal sealed class MountServer : IDisposable
     {
         const long mostClusters = 4 << 20; // 256 GiB of the usual 64 KiB: a second or two
         if (_settings.HasOverlay && _overlayPath is null) return "not run"; // it is gone
-        ImageFileFacts facts = hold.ReadFacts();
+        ImageFileFacts facts = hold is OverlayHold overlay ? overlay.ReadOverlayFacts() : hold.ReadFacts();
         bool isWorthIt = facts.ClusterSize is { } cluster && facts.ActualSize / cluster <= mostClusters;
         return isWorthIt ? CheckCommand.Summary(hold.Check()) : "not run";
     }

@@ -21,6 +21,7 @@ internal sealed record MountSettings
 
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
+    public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
     public static readonly Option Gid = new("gid", "group of the files, by name or number", "GROUP");
@@ -38,8 +39,8 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Snapshot, Journal, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode, CacheSize, Cache, Threads, DirectIo,
-        NoPartitions, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Dedup, .. DedupOptions.All, Snapshot, Journal, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.
@@ -93,6 +94,13 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
+        if (!changesImage && line.Has(Dedup))
+            throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
+        foreach (Option option in DedupOptions.All)
+        {
+            if (line.Has(option) && !line.IsFromSettings(option) && !line.Has(Dedup))
+                throw CommandFailure.Usage(option.Display, "needs --dedup", "give --dedup too");
+        }
         string direct = line.Choice(DirectIo, "auto", "on", "off") ?? "auto";
         if (writable && direct == "off")
         {
@@ -133,6 +141,7 @@ internal sealed record MountSettings
             Snapshot = line.Value(Snapshot),
             References = ImageOptions.ReferencesOf(line),
             DirectIo = line.Choice(Cache, "host", "none") == "none",
+            Dedup = DedupOptions.From(line) is var dedup && line.Has(Dedup) ? dedup : null,
             StreamRate = line.Has(Stream) ? CheckRate(line.Size(Stream) ?? DefaultStreamRate) : null,
         };
         options = options with { Journal = JournalFrom(line, line.Has(Writable)) };
@@ -144,6 +153,8 @@ internal sealed record MountSettings
     private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
     {
         if (!line.Has(Journal)) return null;
+        if (line.Has(Dedup))
+            throw CommandFailure.Usage(Journal.Display, "is not possible with --dedup yet", "give one of them");
         if (!writable)
             throw CommandFailure.Usage(Journal.Display, "a journal is for writing", "add -w, or leave it out: mounts without -w read through a journal that is there");
         long size = line.Size(Journal) ?? JournalOptions.DefaultBytes;

@@ -194,8 +194,8 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a shared block is punched",
             Commit,
-            "else if (count > 1)\n                    continue;",
-            "else if (count > 2)\n                    continue;",
+            "if (count != 1)\n                    continue;",
+            "if (count is 0 or > 2)\n                    continue;",
             nameof(Probes.Invariants)),
         new Mutation(
             "I3 pages of a freed table stay in the cache",
@@ -328,7 +328,7 @@ public sealed class MutationTests(ITestOutputHelper output)
     public static TheoryData<Mutation> Mutations =>
     [
         .. Ordering, .. SyncsAndData, .. SessionsAndSharing, .. SpaceAndCache, .. Compression, .. Bitmaps, .. Space,
-        .. OverlayMutations.All,
+        .. OverlayMutations.All, .. SharingMutations.All,
     ];
 
     [Theory]

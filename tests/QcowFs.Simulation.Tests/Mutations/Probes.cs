@@ -212,4 +212,25 @@ public static class Probes
     public static void JournalGap() => new JournalReplayTests().A_chain_that_ends_before_what_was_acknowledged_is_refused();
 
     public static void JournalLater() => new JournalCrashTests(null!).A_change_during_a_commit_stays_out_of_it();
+
+    public static void CrashOfSharing()
+    {
+        for (ulong seed = 1; seed <= 6; seed++)
+            new SharingRun(new Geometry("cluster_size=512", 70_144), seed).EveryInstant(steps: 14, choices: 24);
+    }
+
+    public static void FullHostOfSharing() => SharingCrashTests.A_commit_that_failed_takes_the_flags_later();
+
+    public static void ModelOfSharing()
+    {
+        SharingModelTests tests = new();
+        tests.Agrees_with_bytes_and_with_qemu_over_sessions(new Geometry("cluster_size=512", 300_032));
+    }
+
+    public static void RaceOfSharing() =>
+        new SharingConcurrencyTests().An_owner_rewritten_during_the_comparison_is_not_shared_with_its_new_bytes();
+
+    public static void StateOfIndex() => SharingIndexTests.Bits_of_another_state_are_not_believed();
+
+    public static void PageOfIndex() => SharingIndexTests.A_torn_page_is_none();
 }

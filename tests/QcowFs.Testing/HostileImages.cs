@@ -2,15 +2,11 @@
 // one image. Where the fields are comes from the valid image's own structures.
 using QcowFs.Images.Qcow2;
 using QcowFs.Storage;
-using QcowFs.Testing;
 
-namespace QcowFs.Images.Tests.Support;
-
-/// <summary>A place worth damaging.</summary>
-internal readonly record struct Field(long Offset, int Width, string Name);
+namespace QcowFs.Testing;
 
 /// <summary>A valid image and its fields.</summary>
-internal sealed class Specimen
+public sealed class Specimen
 {
     private readonly byte[] _bytes;
     private readonly List<Field> _fields = [];
@@ -25,6 +21,7 @@ internal sealed class Specimen
         FindFields(file);
     }
 
+    /// <summary>What kind of image it is.</summary>
     public string Name { get; }
 
     /// <summary>One image of each kind, small so that thousands can be tried.</summary>
@@ -46,19 +43,25 @@ internal sealed class Specimen
     ];
 
     /// <summary>The image of a seed: the valid one with one to five fields changed, now and then cut short.</summary>
-    public byte[] Damage(int seed)
+    public byte[] Damage(int seed) => Damage(seed, _fields);
+
+    /// <summary>As <see cref="Damage(int)"/>, the header spared, so that most of the images can be opened.</summary>
+    public byte[] DamageBehindHeader(int seed) => Damage(seed, [.. _fields.Where(field => field.Offset >= _header.ClusterSize)]);
+
+    private byte[] Damage(int seed, List<Field> fields)
     {
         Random random = new(seed);
         byte[] bytes = (byte[])_bytes.Clone();
         for (int i = random.Next(1, 6); i > 0; i--)
         {
-            Field field = _fields[random.Next(_fields.Count)];
+            Field field = fields[random.Next(fields.Count)];
             Put(bytes, field, Value(random, Get(bytes, field)));
         }
 
         return random.Next(12) == 0 ? bytes[..random.Next(bytes.Length)] : bytes;
     }
 
+    /// <summary>An image in memory.</summary>
     public static MemoryStorage Storage(byte[] bytes)
     {
         MemoryStorage file = new("image");
@@ -180,49 +183,7 @@ internal sealed class Specimen
         for (int i = 0; i < field.Width && field.Offset + i < bytes.Length; i++)
             bytes[field.Offset + i] = (byte)(value >> ((field.Width - 1 - i) * 8) & 0xFF);
     }
-}
 
-/// <summary>A host with one image in memory and, under any name that ends in "data", a file of zeros.</summary>
-/// <param name="bytes">The image.</param>
-/// <param name="kept">Where its changes go, or null: each open finds the image as it was.</param>
-internal sealed class OneImage(byte[] bytes, MemoryStorage? kept = null) : IHostFiles
-{
-    public IStorage Open(string path, HostAccess access, bool directIo) => path == "image" ? kept is null ? Specimen.Storage(bytes) : new Kept(kept)
-        : path.EndsWith("data", StringComparison.Ordinal) ? new MemoryStorage(path, 1 << 20)
-        : throw new StorageException(QcowFs.Native.Errno.ENOENT, "open", path);
-
-    public IStorage OpenBeneath(string directory, string relativePath, HostAccess access, bool directIo) =>
-        Open(relativePath, access, directIo);
-
-    public void SyncName(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "sync", path);
-
-    public void Delete(string path) => throw new StorageException(QcowFs.Native.Errno.EROFS, "delete", path);
-
-    private sealed class Kept(MemoryStorage file) : IStorage
-    {
-        public string Name => file.Name;
-
-        public long Length => file.Length;
-
-        public bool IsReadOnly => false;
-
-        public void Read(long offset, Span<byte> destination) => file.Read(offset, destination);
-
-        public void Write(long offset, ReadOnlySpan<byte> source) => file.Write(offset, source);
-
-        public void WriteZeroes(long offset, long length) => file.WriteZeroes(offset, length);
-
-        public void Discard(long offset, long length) => file.Discard(offset, length);
-
-        public void Reserve(long offset, long length) => file.Reserve(offset, length);
-
-        public void SetLength(long length) => file.SetLength(length);
-
-        public void Sync() => file.Sync();
-
-        public void Dispose()
-        {
-            // The file outlives the image over it.
-        }
-    }
+    /// <summary>A place worth damaging.</summary>
+    private readonly record struct Field(long Offset, int Width, string Name);
 }
