@@ -22,6 +22,7 @@ put 755 "$packaging/umount.fuse.qcowfs" "$prefix/sbin"
 # Only an example: a file in /etc is read at every start, though it states nothing.
 put 644 "$packaging/qcowfs.json" "$prefix/share/doc/qcowfs/examples"
 put 644 "$packaging/qcowfs.1" "$prefix/share/man/man1"
+put 644 "$packaging/qcowfs@.service" "$prefix/lib/systemd/system"
 put 644 "$packaging/qcowfs.bash" "$prefix/share/bash-completion/completions" qcowfs
 
 # mount(8) and umount(8) look for helpers in /sbin only.

@@ -1,7 +1,7 @@
 # Completion for qcowfs in bash.
 
 _qcowfs() {
-    local commands='mount umount list info inspect journal check create map resize snapshot sync dedup commit config'
+    local commands='mount umount list info inspect journal check create map resize snapshot sync dedup commit config loop'
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]}
     COMPREPLY=()
@@ -38,6 +38,10 @@ _qcowfs() {
         journal) options="$options -f --format --json" ;;
         check) options="$options -f --format --allow-references= --repair=leaks --repair=all --json" ;;
         resize) options="$options --shrink -f --format --allow-references=" ;;
+        loop)
+            options="$options -d --detach --sector-size= -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other
+                --uid --gid --mode --cache-size --cache= --threads --direct-io= --log="
+            ;;
         config)
             options="$options --json --allow-references= --allow-other --uid --gid --mode --cache-size --cache= --threads --direct-io= --log="
             ;;

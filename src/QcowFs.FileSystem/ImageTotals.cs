@@ -14,8 +14,6 @@ internal readonly record struct ImageTotals
 
     public long BytesCopied { get; init; }
 
-    public long BytesShared { get; init; }
-
     public long BlocksAllocated { get; init; }
 
     public long BytesShared { get; init; }
@@ -33,7 +31,6 @@ internal readonly record struct ImageTotals
         BytesWritten = BytesWritten + done.BytesWritten,
         BytesDiscarded = BytesDiscarded + done.BytesDiscarded,
         BytesCopied = BytesCopied + done.BytesCopied,
-        BytesShared = BytesShared + done.BytesShared,
         BlocksAllocated = BlocksAllocated + done.BlocksAllocated,
         BytesShared = BytesShared + done.BytesShared,
         Syncs = Syncs + done.Syncs,

@@ -52,6 +52,20 @@ internal sealed unsafe class Channel(
         _ended(this);
     }
 
+    /// <summary>The same on a stack that has been touched, so that serving meets no page fault there.</summary>
+    public void RunResident()
+    {
+        TouchStack();
+        Run();
+    }
+
+    private static void TouchStack()
+    {
+        const int deepest = 256 << 10;
+        Span<byte> stack = stackalloc byte[deepest];
+        stack.Clear();
+    }
+
     private bool ServeNext()
     {
         int received = _device.Receive(_buffers.Request, _buffers.RequestCapacity, out Errno end);

@@ -10,7 +10,8 @@ using QcowFs.Fuse.Wire;
 
 namespace QcowFs.Fuse;
 
-/// <summary>The two buffers of one channel. Pages that no request was large enough to touch cost no memory.</summary>
+/// <summary>The two buffers of one channel. Pages that no request was large enough to touch cost no memory, unless they are to be
+/// resident from the start.</summary>
 internal sealed unsafe class ChannelBuffers : IDisposable
 {
     private const int RequestHead = InHeader.Size + WriteIn.Size;
@@ -18,13 +19,14 @@ internal sealed unsafe class ChannelBuffers : IDisposable
     private void* _memory;
 
     /// <summary>Room for payloads of <paramref name="maxPayload"/> bytes.</summary>
-    public ChannelBuffers(int maxPayload)
+    public ChannelBuffers(int maxPayload, bool resident = false)
     {
         // Three pages over: the heads stand in the first page of each buffer, and a request other than a WRITE may carry a name.
         int page = Environment.SystemPageSize;
         int rounded = (maxPayload + page - 1) / page * page;
         nuint each = (nuint)(rounded + (2 * page));
         _memory = NativeMemory.AlignedAlloc(each * 2, (nuint)page);
+        if (resident) NativeMemory.Clear(_memory, each * 2);
         byte* start = (byte*)_memory;
         Request = start + page - RequestHead;
         RequestCapacity = rounded + page + RequestHead;

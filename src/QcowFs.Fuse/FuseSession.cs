@@ -245,11 +245,11 @@ public sealed unsafe class FuseSession : IDisposable
     /// <summary>Called with _growing held, so a channel that ends at once is counted before it is counted out.</summary>
     private void AddChannel()
     {
-        var buffers = new ChannelBuffers(_options.MaxPayload);
+        var buffers = new ChannelBuffers(_options.MaxPayload, _options.ResidentMemory);
         var channel = new Channel(NextDevice(), buffers, _dispatcher, _options, _growth, ChannelEnded);
         try
         {
-            new Thread(channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
+            new Thread(_options.ResidentMemory ? channel.RunResident : channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
         }
         catch
         {

@@ -13,6 +13,10 @@ public sealed record FuseSessionOptions
     /// <summary>Most threads that <see cref="Threads"/> = 0 grows to. It is also the depth at which a slow disk is driven.</summary>
     public int MaxThreads { get; init; } = 32;
 
+    /// <summary>Whether buffers and stacks of the channels are touched before they serve, so that serving needs no new memory. Meant for a
+    /// fixed number of <see cref="Threads"/>.</summary>
+    public bool ResidentMemory { get; init; }
+
     /// <summary>Largest payload of a READ or a WRITE in bytes; a multiple of the page size, at most 256 pages.</summary>
     public int MaxPayload { get; init; } = 1 << 20;
 

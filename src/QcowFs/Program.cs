@@ -14,7 +14,7 @@ internal static class Program
     [
         MountCommand.Table, UmountCommand.Table, ListCommand.Table, InfoCommand.Table, InspectCommand.Table, JournalCommand.Table, CheckCommand.Table,
         CreateCommand.Table, MapCommand.Table, ResizeCommand.Table, SnapshotCommand.Table, SyncCommand.Table, DedupCommand.Table, CommitCommand.Table,
-        ConfigCommand.Table,
+        ConfigCommand.Table, LoopCommand.Table,
     ];
 
     private static int Main(string[] words)

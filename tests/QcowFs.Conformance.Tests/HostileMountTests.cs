@@ -33,6 +33,22 @@ public sealed class HostileMountTests
         Assert.True(served > 4, $"only {served} broken images could be mounted");
     }
 
+    /// <summary>One server for all of them, broken headers too: who is broken harms no other.</summary>
+    [SkippableFact]
+    public void A_directory_of_broken_images_is_served()
+    {
+        using TempDirectory temp = new();
+        IReadOnlyList<Specimen> specimens = Specimen.MakeAll(temp);
+        ulong seed = Seeds.Between(1, 1).Single();
+        using Sandbox box = new();
+        Damage(box, specimens, seed, headers: true);
+        box.Run("qemu-img", "create", "-q", "-f", "qcow2", "images/sound.qcow2", "1M").Expect();
+        box.MakeDirectory("m");
+        box.QcowFs("mount", "-w", "images", "m").Expect();
+        Use(box, $"seed {seed}");
+        Qemu.CheckClean(box.Path + "/images/sound.qcow2");
+    }
+
     // Every use of the disk may fail; what counts is that none hangs and that the server lives.
     private static void Use(Sandbox box, string where)
     {
@@ -77,14 +93,15 @@ public sealed class HostileMountTests
         }
     }
 
-    private static List<string> Damage(Sandbox box, IReadOnlyList<Specimen> specimens, ulong seed)
+    private static List<string> Damage(Sandbox box, IReadOnlyList<Specimen> specimens, ulong seed, bool headers = false)
     {
         box.MakeDirectory("images");
         List<string> files = [];
         foreach (Specimen specimen in specimens)
         {
             files.Add($"images/{specimen.Name.Replace(' ', '-')}.qcow2");
-            File.WriteAllBytes($"{box.Path}/{files[^1]}", specimen.DamageBehindHeader(unchecked((int)seed * 100)));
+            int number = unchecked((int)seed * 100);
+            File.WriteAllBytes($"{box.Path}/{files[^1]}", headers ? specimen.Damage(number) : specimen.DamageBehindHeader(number));
         }
 
         return files;

@@ -46,6 +46,18 @@ internal sealed class ParsedLine(Command command)
     /// <summary>Whether the command line, or settings before, said anything of an option, be it that a switch is off.</summary>
     public bool IsStated(Option option) => Has(option) || _switchedOff.Contains(option);
 
+    /// <summary>The options of the command line itself as words, each complete in one, to be given to another command.</summary>
+    public IEnumerable<string> GivenWords(params Option[] except)
+    {
+        foreach ((Option option, string? value) in _given)
+        {
+            if (_origins.ContainsKey(option) || except.Contains(option)) continue;
+            yield return value is null ? option.Display : $"{option.Display}={value}";
+        }
+        foreach (Option option in _switchedOff) yield return option.Display + "=false";
+        foreach (string word in MountWords) yield return "-o" + word;
+    }
+
     /// <summary>Whether settings, not the command line, stated an option.</summary>
     public bool IsFromSettings(Option option) => _origins.ContainsKey(option);
 

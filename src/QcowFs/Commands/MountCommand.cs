@@ -29,6 +29,6 @@ internal static class MountCommand
         if (settings.StaysInForeground) return MountServer.Run(settings, () => true);
         return Launcher.IsServer
             ? MountServer.Run(settings, Launcher.ReportReady)
-            : Launcher.Launch(Program.GivenWords(Environment.GetCommandLineArgs()[1..]), settings.MountPoint);
+            : Launcher.Launch(Program.GivenWords(Environment.GetCommandLineArgs()[1..]), settings.MountPoint, settings.Open.DirectIo);
     }
 }

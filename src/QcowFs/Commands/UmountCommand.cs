@@ -15,12 +15,14 @@ internal static class UmountCommand
     public static Command Table { get; } = new(
         "umount", "unmount, wait until all is on stable storage, and say what was done", ["MOUNTPOINT"], [Lazy, ImageOptions.Json], Run);
 
-    private static int Run(ParsedLine line)
+    private static int Run(ParsedLine line) => Run(line.Operands[0], line.Has(Lazy), line.Has(ImageOptions.Json));
+
+    /// <summary>Unmounts what is mounted at a path and prints the receipt.</summary>
+    public static int Run(string given, bool lazy, bool json)
     {
-        string given = line.Operands[0];
         MountEntry mount = OurMounts.At(given);
-        Receipt receipt = Unmount(given, mount, line.Has(Lazy));
-        if (line.Has(ImageOptions.Json)) Output.WriteJson(receipt.Write);
+        Receipt receipt = Unmount(given, mount, lazy);
+        if (json) Output.WriteJson(receipt.Write);
         else foreach (string text in receipt.Lines()) Console.Out.WriteLine(text);
         foreach (FileSystem.ImageReceipt image in receipt.Images)
         {

@@ -24,7 +24,10 @@ internal static class Launcher
     public static bool IsServer { get; } = TakeMark();
 
     /// <summary>Starts the server and waits until the mount answers or the server has ended; gives the exit code.</summary>
-    public static int Launch(IReadOnlyList<string> words, string mountPoint)
+    /// <param name="words">Its command line.</param>
+    /// <param name="mountPoint">What messages name.</param>
+    /// <param name="resident">Whether it is to serve without needing new memory (<see cref="ResidentMemory"/>).</param>
+    public static int Launch(IReadOnlyList<string> words, string mountPoint, bool resident)
     {
         Errno errno = Libc.Pipe(out int readEnd, out int writeEnd);
         if (errno != Errno.None) throw new CommandFailure(mountPoint, "no pipe: " + ErrnoText.Describe(errno), "close other programs");
@@ -34,7 +37,7 @@ internal static class Launcher
         {
             string program = Environment.ProcessPath!;
             List<string> arguments = [.. ProgramWords(program), .. words];
-            errno = Libc.SpawnSession(program, arguments, MarkedEnvironment(), writeEnd, out pid);
+            errno = Libc.SpawnSession(program, arguments, MarkedEnvironment(resident), writeEnd, out pid);
         }
         if (errno != Errno.None)
             throw new CommandFailure(mountPoint, "the server does not start: " + ErrnoText.Describe(errno), "reinstall qcowfs");
@@ -88,9 +91,10 @@ internal static class Launcher
         return Path.GetFileNameWithoutExtension(program) == "dotnet" ? ["dotnet", Path.GetFullPath(assembly)] : ["qcowfs"];
     }
 
-    private static List<string> MarkedEnvironment()
+    private static List<string> MarkedEnvironment(bool resident)
     {
         List<string> environment = [Mark + "=1"];
+        if (resident) environment.AddRange(ResidentMemory.Environment);
         foreach (DictionaryEntry entry in Environment.GetEnvironmentVariables()) environment.Add($"{entry.Key}={entry.Value}");
         return environment;
     }

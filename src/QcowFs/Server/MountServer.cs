@@ -115,6 +115,7 @@ internal sealed class MountServer : IDisposable
 
     private int Serve(Func<bool> ready)
     {
+        if (IsResident) ResidentMemory.Prepare(_settings.Open.CacheSize);
         // Before the mount exists, so that at no moment a signal ends the process instead of the mount.
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Terminate);
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Terminate);
@@ -130,7 +131,8 @@ internal sealed class MountServer : IDisposable
         });
         using FuseSession session = new(_fileSystem, _mount.TakeDevice(), new FuseSessionOptions
         {
-            Threads = _settings.ThreadCount,
+            Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
+            ResidentMemory = IsResident,
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
             Served = DiskFileSystem.Served,
@@ -151,6 +153,9 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    /// <summary>O_DIRECT is what places with tight memory ask for.</summary>
+    private bool IsResident => _settings.Open.DirectIo;
+
     private int ServeUntilEnd(FuseSession session, Func<bool> ready)
     {
         // Relative paths have been resolved; a working directory would keep its file system busy.
@@ -159,6 +164,8 @@ internal sealed class MountServer : IDisposable
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
         _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
+        if (_settings.StaysInForeground) ServiceNotice.Ready($"{_source} on {_mountPoint.Path}");
+        using Watchdog watchdog = new(session.CopyRequestsInFlight, _log.Write, TimeProvider.System);
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();
         FuseSessionEnd end = session.WaitForEnd();
         if (end != FuseSessionEnd.Unmounted)
@@ -196,6 +203,7 @@ internal sealed class MountServer : IDisposable
     {
         context.Cancel = true;
         if (Interlocked.Increment(ref _terminations) > 1) _ = Libc.Kill(Environment.ProcessId, Libc.SIGKILL);
+        if (_settings.StaysInForeground) ServiceNotice.Stopping("committing; files that are open are served until they are closed");
         _log.Write($"{context.Signal}: committing and detaching; files that are open are served until they are closed");
         try
         {

@@ -20,7 +20,8 @@ internal sealed record MountSettings
     };
 
     public static readonly Option Stream = new(
-        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE") { ValueIsOptional = true };
+        "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
+    { ValueIsOptional = true };
     public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");

@@ -318,10 +318,10 @@ public sealed class MutationTests(ITestOutputHelper output)
             "if (_header.Version > 9)",
             nameof(Probes.ShrunkUnderSnapshot)),
         new Mutation(
-            "G2 a larger size is named before the table that has it",
-            "Qcow2/BitmapResize.cs",
-            "        _file.Sync();\n        foreach (Plan plan in _plans)\n            WriteInt32",
-            "        foreach (Plan plan in _plans)\n            WriteInt32",
+            "G2 the directory names a table that is not durable",
+            "Qcow2/Qcow2Resize.cs",
+            "_bitmaps.WriteNew();\n        _edit.Counts.WriteRaised();\n        _bitmaps.Switch();",
+            "_bitmaps.Switch();\n        _bitmaps.WriteNew();\n        _edit.Counts.WriteRaised();",
             nameof(Probes.CrashOfResizedBitmaps)),
     ];
 
