@@ -92,8 +92,8 @@ internal sealed partial class CowImage
             Index!.Find(plan.Hashes.AsSpan(0, plan.Hashed), plan.Found);
     }
 
-    /// <summary>Under the exclusive range lock: shares what is there already, writes the rest in runs.</summary>
-    private void WritePlanned(WritePlan plan, long offset, ReadOnlySpan<byte> source)
+    /// <summary>Under the exclusive range lock: shares what is there already, writes the rest in runs. False: a commit must come first.</summary>
+    private bool WritePlanned(WritePlan plan, long offset, ReadOnlySpan<byte> source)
     {
         plan.BeginWriting();
         int written = 0;
@@ -107,7 +107,8 @@ internal sealed partial class CowImage
                     shared = TryShare(plan, i, block, entry);
                 if (!shared && plan.TwinOf(i) is >= 0 and int twin && block.SequenceEqual(source.Slice(twin << _blockBits, BlockSize)))
                 {
-                    WriteRun(plan, offset, source, written, i);
+                    if (!WriteRun(plan, offset, source, written, i))
+                        return false;
                     written = i;
                     shared = TryShareTwin(plan, twin, i);
                 }
@@ -115,23 +116,27 @@ internal sealed partial class CowImage
 
             if (!shared)
                 continue;
-            WriteRun(plan, offset, source, written, i);
+            if (!WriteRun(plan, offset, source, written, i))
+                return false;
             written = i + 1;
         }
 
-        WriteRun(plan, offset, source, written, plan.Count);
+        return WriteRun(plan, offset, source, written, plan.Count);
     }
 
-    private void WriteRun(WritePlan plan, long offset, ReadOnlySpan<byte> source, int first, int end)
+    private bool WriteRun(WritePlan plan, long offset, ReadOnlySpan<byte> source, int first, int end)
     {
         if (first == end)
-            return;
-        WriteExclusive(offset + ((long)first << _blockBits), source[(first << _blockBits)..(end << _blockBits)]);
+            return true;
+        if (!WriteExclusive(offset + ((long)first << _blockBits), source[(first << _blockBits)..(end << _blockBits)]))
+            return false;
         for (int i = first; i < end; i++)
         {
             if (plan.Slots[i] is >= 0 and int slot && HostBlockOf(plan.FirstBlock + i) is >= 0 and long host)
                 plan.Written[slot] = host;
         }
+
+        return true;
     }
 
     /// <summary>E1, E2: shares the place of the block that the index names, if all is as it says.</summary>

@@ -46,6 +46,8 @@ internal sealed class ImageChain : IDisposable
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
+        if (options.Journal is not null && options.Dedup is not null)
+            throw new ArgumentException("Writes through a journal are not deduplicated yet.", nameof(options));
         ImageChain chain = new(files, new ReferenceGate(files, options.References, path), options);
         try
         {

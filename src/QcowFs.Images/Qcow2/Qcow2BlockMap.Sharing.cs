@@ -49,6 +49,8 @@ internal sealed partial class Qcow2BlockMap : IBlockSharing
         pins.AddRange(TableEntryOffset(block), 0);
         MetadataPage ownerPage = pins.Add(PageOf(ownerEntry));
         MetadataPage counts = pins.Add(_state.Refcounts.PageOffset(cluster));
+        // Its owner may have rewritten it since it was last synced, so the record of the new mapping lists it (J4).
+        _state.Guard?.NoteFresh(host, _clusterMask + 1);
         lock (_cache.Gate)
         {
             // The owner's table may have been replaced by a copy since its page was pinned; then the page says nothing any more.

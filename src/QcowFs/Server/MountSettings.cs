@@ -156,6 +156,8 @@ internal sealed record MountSettings
     private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
     {
         if (!line.Has(Journal)) return null;
+        if (line.Has(Dedup))
+            throw CommandFailure.Usage(Journal.Display, "is not possible with --dedup yet", "give one of them");
         if (!writable)
             throw CommandFailure.Usage(Journal.Display, "a journal is for writing", "add -w, or leave it out: mounts without -w read through a journal that is there");
         long size = line.Size(Journal) ?? JournalOptions.DefaultBytes;

@@ -86,6 +86,8 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
         using PinnedPages pins = new(_cache);
         MetadataPage page = pins.Add(counts.PageOffset(first));
         List<ClusterRun> last = FindLastReferences(page, first, end);
+        if (removal.Kind == RemovalKind.Data)
+            state.Shared.TellFreed(last, _clusterBits);
         if (Punch(last))
             return null;
         lock (_cache.Gate)
@@ -120,7 +122,7 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
                 ulong count = state.Refcounts.Get(page, cluster);
                 if (count == 0)
                     state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                else if (count > 1)
+                if (count != 1)
                     continue;
                 state.CompressedSpace?.Leave(cluster);
                 if (found.Count > 0 && found[^1].End == cluster)
