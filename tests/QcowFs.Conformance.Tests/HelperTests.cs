@@ -43,7 +43,7 @@ public sealed class HelperTests
             test "$(umount -v m | grep -c 'no image was used')" = 1
             umount n
             """).Expect();
-        Assert.Empty(box.Servers());
+        box.WaitForServersToEnd();
     }
 
     [SkippableFact]
@@ -61,7 +61,7 @@ public sealed class HelperTests
         holder.StandardInput.WriteLine();
         holder.WaitForExit();
         box.Run("umount", "m").Expect();
-        Assert.Empty(box.Servers());
+        box.WaitForServersToEnd();
     }
 
     [SkippableFact]

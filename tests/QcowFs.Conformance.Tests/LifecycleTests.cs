@@ -24,7 +24,7 @@ public sealed class LifecycleTests
         Assert.Contains($" - fuse.qcowfs {box.Path}/{image} rw,", mounts, StringComparison.Ordinal);
         Assert.Contains("default_permissions", mounts, StringComparison.Ordinal);
         box.UnmountAndCheck(image);
-        Assert.Empty(box.Servers());
+        box.WaitForServersToEnd();
         Assert.Equal("", box.Run("ls", "-A", "m").Expect());
     }
 

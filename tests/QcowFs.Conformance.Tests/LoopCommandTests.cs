@@ -173,7 +173,7 @@ public sealed class LoopCommandTests
 
     private static void AssertNothingIsLeft(Sandbox box)
     {
-        Assert.Empty(box.Servers());
+        box.WaitForServersToEnd();
         Assert.Empty(Directory.Exists(box.Path + "/run/qcowfs/loop") ? Directory.GetFiles(box.Path + "/run/qcowfs/loop") : []);
         Assert.DoesNotContain(box.Path, box.Run("losetup", "-l", "-n", "-O", "BACK-FILE").Expect(), StringComparison.Ordinal);
     }

@@ -268,9 +268,8 @@ public sealed class OverlayTests
     {
         Tools.Require("qemu-io");
         string image = box.Make(format, Size);
-        string stated = format == "raw" ? "raw" : "qcow2";
-        box.Shell($"qemu-io -f {stated} -c 'write -P 1 0 1M' -c 'write -P 2 4M 8M' -c 'write -P 3 63M 1M' {image} >/dev/null; "
-            + $"qemu-img convert -f {stated} -O raw {image} expected").Expect();
+        box.Shell($"qemu-io -f {format} -c 'write -P 1 0 1M' -c 'write -P 2 4M 8M' -c 'write -P 3 63M 1M' {image} >/dev/null; "
+            + $"qemu-img convert -f {format} -O raw {image} expected").Expect();
         return image;
     }
 
