@@ -43,7 +43,7 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        List<ClusterRun> unused = FindLastReferences(page, first, end).ConvertAll(Punch);\n",
+            "        List<ClusterRun> unused = FindLastReferences(page, first, end);\n        if (removal.Kind == RemovalKind.Data)\n            state.Shared.TellFreed(unused, _clusterBits);\n        unused = unused.ConvertAll(Punch);\n",
             """
                     List<ClusterRun> unused = FindLastReferences(page, first, end);
                     lock (_cache.Gate)
