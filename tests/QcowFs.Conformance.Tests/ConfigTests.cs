@@ -4,8 +4,18 @@ using Xunit;
 
 namespace QcowFs.Conformance.Tests;
 
-public sealed class ConfigTests
+public sealed class ConfigTests : IDisposable
 {
+    // What is mounted there is the sandbox's own, but the place itself has to exist on the machine.
+    private const string SystemSettings = "/etc/qcowfs";
+
+    private readonly bool _wasThere = Directory.Exists(SystemSettings);
+
+    public void Dispose()
+    {
+        if (!_wasThere && Directory.Exists(SystemSettings)) Directory.Delete(SystemSettings);
+    }
+
     [SkippableFact]
     public void Config_says_what_counts_and_where_it_comes_from()
     {

@@ -1,7 +1,7 @@
 // The image that the user named and everything below it, opened and checked but not yet presented as disks.
 //   N1. A chain ends: a file that is in it already, by device and inode or by path, is refused, and so is a chain that is too long.
-//   N3. A data file that is an image itself is the top of a chain of its own: what it names passes the same gate and counts for N1.
 //   N2. Files are opened from the top down, disks are made from the bottom up; whatever fails, every file is closed.
+//   N3. A data file that is an image itself is the top of a chain of its own: what it names passes the same gate and counts for N1.
 using QcowFs.Images.Dedup;
 using QcowFs.Storage;
 

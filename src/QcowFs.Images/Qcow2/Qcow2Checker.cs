@@ -261,13 +261,20 @@ internal sealed class Qcow2Checker : IReferenceVisitor
     }
 
     // COPIED beside a stored count that is too high, where one mapping is all there is: a crash between raising a count and using it
-    // leaves that. The leak is the finding, and giving it up makes the flag right.
+    // leaves that. QEMU calls it an error, so it counts as one, but nothing is damaged, and giving the leak up makes the flag right.
     private void JudgeDoubtfulFlags()
     {
         foreach (DoubtfulFlag flag in _doubtful)
         {
-            if (_window[flag.Target >> _header.ClusterBits] == 1 && _stored[flag.Target >> _header.ClusterBits] > 1)
+            ulong stored = _stored[flag.Target >> _header.ClusterBits];
+            if (_window[flag.Target >> _header.ClusterBits] == 1 && stored > 1)
+            {
+                _harmless++;
+                _findings.Harmless("copied-beside-leak", flag.Structure, flag.EntryOffset,
+                    $"COPIED is set, and the {flag.What} at byte {flag.Target} has one reference, but its stored count is {stored}", RepairText.LowerCount);
                 continue;
+            }
+
             _repair?.EnterTable(flag.Table.Offset, flag.Table.Weight);
             NoteCopied(flag.Structure, flag.EntryOffset, copied: true, flag.What, flag.Target);
         }

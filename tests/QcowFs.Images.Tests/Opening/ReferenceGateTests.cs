@@ -160,7 +160,8 @@ public sealed class ReferenceGateTests : IDisposable
     {
         string path = Image("top.qcow2", "base.raw");
         using IDiskImage image = _opener.Open(path, new OpenOptions { Writable = true });
-        Assert.Equal([(path, HostAccess.Write), (_temp["images/base.raw"], HostAccess.Read)], _files.Opened);
+        // The last is the look whether there is an index of deduplication.
+        Assert.Equal([(path, HostAccess.Write), (_temp["images/base.raw"], HostAccess.Read), (path + ".dedup", HostAccess.Inspect)], _files.Opened);
     }
 
     // While one thread swaps the name between a file inside and a link to one outside, no open may ever read the one outside.
