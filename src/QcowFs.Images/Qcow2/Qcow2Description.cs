@@ -39,7 +39,8 @@ internal static class Qcow2Description
 
     private static SnapshotFacts DescribeSnapshot(Qcow2Snapshot snapshot) => new(snapshot.IdText, snapshot.NameText,
         snapshot.VmStateSize, snapshot.Seconds, snapshot.Nanoseconds, snapshot.RunTime, snapshot.Icount,
-        snapshot.VirtualSize is <= long.MaxValue ? (long)snapshot.VirtualSize.Value : null) { RawName = snapshot.Name };
+        snapshot.VirtualSize is <= long.MaxValue ? (long)snapshot.VirtualSize.Value : null)
+    { RawName = snapshot.Name };
 
     private static List<FormatFact> DescribeFormat(Qcow2Header header, IStorage file)
     {

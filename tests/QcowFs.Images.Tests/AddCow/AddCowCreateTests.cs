@@ -87,7 +87,11 @@ public sealed class AddCowCreateTests : IDisposable
         List<KeyValuePair<string, string>> options = option.Length == 0 ? [] : [new("image_file", "image"), new(option, value!)];
         Assert.StartsWith(message, Refusal(() => new ImageCreator(HostFileSystem.Instance).Create(new ImageRequest
         {
-            Path = _temp["overlay"], Format = "add-cow", BackingName = "base", BackingFormat = "raw", Options = options,
+            Path = _temp["overlay"],
+            Format = "add-cow",
+            BackingName = "base",
+            BackingFormat = "raw",
+            Options = options,
         })), StringComparison.Ordinal);
         Assert.Equal([_temp["base"]], Directory.GetFiles(_temp.Root));
     }
@@ -158,7 +162,10 @@ public sealed class AddCowCreateTests : IDisposable
 
     private static void CreateOn(SimulatedDisk disk) => new ImageCreator(new Undeleting(disk)).Create(new ImageRequest
     {
-        Path = "overlay", Format = "add-cow", BackingName = "base", BackingFormat = "raw",
+        Path = "overlay",
+        Format = "add-cow",
+        BackingName = "base",
+        BackingFormat = "raw",
         // A name so long that the header's fields and names lie in several sectors.
         Options = [new("image_file", string.Concat(Enumerable.Repeat("./", 400)) + "image"), new("cluster_size", "4096")],
     });

@@ -17,7 +17,11 @@ public sealed class AddCowResizeTests : IDisposable
         File.WriteAllBytes(_temp["base"], Pattern.Bytes(1, 0, 10_000));
         new ImageCreator(HostFileSystem.Instance).Create(new ImageRequest
         {
-            Path = _temp["overlay"], Format = "add-cow", Size = PerBitmapCluster, BackingName = "base", BackingFormat = "raw",
+            Path = _temp["overlay"],
+            Format = "add-cow",
+            Size = PerBitmapCluster,
+            BackingName = "base",
+            BackingFormat = "raw",
             Options = [new("image_file", "image"), new("cluster_size", "4k")],
         });
         Write(PerBitmapCluster - 100);

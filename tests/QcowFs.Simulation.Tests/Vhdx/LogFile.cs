@@ -137,7 +137,8 @@ internal sealed class LogFile
     }
 
     public static CowImage OpenToWrite(MemoryStorage file) => VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null,
-        new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero }) { Guids = new VhdxImages.CountedGuids(77) });
+        new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
+    { Guids = new VhdxImages.CountedGuids(77) });
 
     private static int FirstByte(CowImage image)
     {

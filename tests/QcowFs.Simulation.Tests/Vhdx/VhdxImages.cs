@@ -109,7 +109,8 @@ internal static class VhdxImages
         MemoryStorage file = new("image");
         file.Write(0, image);
         using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new Kept(file), null,
-            new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero }) { Guids = new CountedGuids(3000) }))
+            new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
+        { Guids = new CountedGuids(3000) }))
         {
             disk.Write(0, guest);
             disk.Close();
