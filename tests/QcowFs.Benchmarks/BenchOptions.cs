@@ -23,7 +23,7 @@ internal sealed record BenchOptions
           --disk DIRECTORY     a directory on a real disk (default /var/tmp)
           --quick              one round, two seconds, 256 MiB
           --list               name the rows and end
-        QcowFs.Benchmarks null-server [--threads N] MOUNTPOINT FILE
+        QcowFs.Benchmarks null-server [--threads N | --io-uring] MOUNTPOINT FILE
           covers the regular file MOUNTPOINT with FILE until unmounted; needs root
         """;
 
