@@ -32,16 +32,18 @@ internal static class VhdxImages
     public const int DiskSize = (3 << 20) + (300 << 10);
 
     private static readonly ConcurrentDictionary<VhdxKind, PreparedVhdx> Prepared = new();
+    private static readonly ConcurrentDictionary<byte[], SimulatedDisk> Disks = new(); // only copied
     private static readonly ConcurrentDictionary<byte[], MemoryStorage> Parents = new(); // only read
 
     public static PreparedVhdx Prepare(VhdxKind kind) => Prepared.GetOrAdd(kind, Make);
 
-    public static SimulatedDisk DiskOf(PreparedVhdx image)
+    /// <summary>A disk with the image, a copy of one that is made once.</summary>
+    public static SimulatedDisk DiskOf(PreparedVhdx image) => Disks.GetOrAdd(image.File, static file =>
     {
         SimulatedDisk disk = new();
-        disk.Create("image", image.File);
+        disk.Create("image", file);
         return disk;
-    }
+    }).Kill();
 
     /// <summary>Opens the image on a disk.</summary>
     /// <param name="disk">The disk.</param>
@@ -73,7 +75,7 @@ internal static class VhdxImages
     {
         if (image.Parent is null)
             return null;
-        Kept file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
+        BorrowedStorage file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
         return VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), file, null, new OpenOptions { CacheSize = 64 << 10 }));
     }
 
@@ -108,7 +110,7 @@ internal static class VhdxImages
     {
         MemoryStorage file = new("image");
         file.Write(0, image);
-        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new Kept(file), null,
+        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null,
             new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
         { Guids = new CountedGuids(3000) }))
         {
@@ -145,35 +147,6 @@ internal static class VhdxImages
             BinaryPrimitives.WriteInt32LittleEndian(bytes[4..], Interlocked.Increment(ref _count));
             bytes[15] = 1;
             return new Guid(bytes);
-        }
-    }
-
-    /// <summary>A file that outlives the image over it.</summary>
-    internal sealed class Kept(IStorage inner) : IStorage
-    {
-        public string Name => inner.Name;
-
-        public long Length => inner.Length;
-
-        public bool IsReadOnly => inner.IsReadOnly;
-
-        public void Read(long offset, Span<byte> destination) => inner.Read(offset, destination);
-
-        public void Write(long offset, ReadOnlySpan<byte> source) => inner.Write(offset, source);
-
-        public void WriteZeroes(long offset, long length) => inner.WriteZeroes(offset, length);
-
-        public void Discard(long offset, long length) => inner.Discard(offset, length);
-
-        public void Reserve(long offset, long length) => inner.Reserve(offset, length);
-
-        public void SetLength(long length) => inner.SetLength(length);
-
-        public void Sync() => inner.Sync();
-
-        public void Dispose()
-        {
-            // The file is not ours.
         }
     }
 }

@@ -295,7 +295,7 @@ public sealed class VhdxWriteTests
             other.Start();
 
             // Returns at once where the commit does not wait; otherwise the reader goes on and lets the commit go on.
-            other.Join(TimeSpan.FromMilliseconds(300));
+            other.LetGoOn();
         };
         byte[] read = new byte[4096];
         image.Read(512, read);
@@ -312,7 +312,7 @@ public sealed class VhdxWriteTests
         byte[] bytes = [.. prepared.File];
         bytes.AsSpan(3 << 20, 8).CopyTo(bytes.AsSpan((3 << 20) + 8));
         using MemoryStorage file = VhdxImages.StorageOf("image", bytes);
-        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null, new OpenOptions())))
+        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null, new OpenOptions())))
             image.Read(0, new byte[10]);
         ImageFormatException refusal = Assert.Throws<ImageFormatException>(() => LogFile.OpenToWrite(file));
         Assert.Contains("block 1: its place at byte 4194304 is in use by something else too; see qcowfs check image, or mount it without -w", refusal.Message, StringComparison.Ordinal);
