@@ -233,6 +233,17 @@ public static class Probes
 
     public static void JournalReplayCrash() => new JournalReplayTests().A_replay_can_be_interrupted(killed: true);
 
+    public static void HeaderEdits()
+    {
+        HeaderEditTests tests = new();
+        tests.A_journals_extension_comes_and_goes_at_every_instant(new HeaderEditTests.Layout(1024, 300, HasNames: false));
+        tests.A_journals_extension_comes_and_goes_at_every_instant(new HeaderEditTests.Layout(4096, 333, IsNamesLast: false));
+    }
+
+    public static void TailOfDamaged() => new RecoveryTests().The_tail_of_a_damaged_image_stays(isBroken: true);
+
+    public static void TailOfUndercounted() => new RecoveryTests().The_tail_of_a_damaged_image_stays(isBroken: false);
+
     public static void JournalGap() => new JournalReplayTests().A_chain_that_ends_before_what_was_acknowledged_is_refused();
 
     public static void JournalLater() => new JournalCrashTests(null!).A_change_during_a_commit_stays_out_of_it();
