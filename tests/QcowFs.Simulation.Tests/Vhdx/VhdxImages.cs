@@ -119,6 +119,23 @@ internal static class VhdxImages
         return BytesOf(file);
     }
 
+    /// <summary>A differencing image with a sector bitmap, and in it bits of a block that is not present.</summary>
+    public static byte[] WithStaleBits(PreparedVhdx prepared, int block)
+    {
+        SimulatedDisk disk = DiskOf(prepared);
+        using (CowImage image = Open(disk, prepared))
+        {
+            image.Write(0, [1]);
+            image.Close();
+        }
+
+        const int bytesPerBlock = (1 << 20) / 512 / 8;
+        byte[] bytes = disk.Content("image");
+        ulong bitmap = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan((3 << 20) + (4096 * 8)));
+        bytes.AsSpan((int)(bitmap & ~0xFFFFFUL) + (block * bytesPerBlock), bytesPerBlock).Fill(255);
+        return bytes;
+    }
+
     public static MemoryStorage StorageOf(string name, byte[] bytes)
     {
         MemoryStorage file = new(name);
@@ -151,9 +168,19 @@ internal static class VhdxImages
     /// <summary>A file that outlives the image over it.</summary>
     internal sealed class Kept(IStorage inner) : IStorage
     {
+        /// <summary>Is called when the length is asked for: a moment in the middle of a lookup or of a change of the map.</summary>
+        public Action? OnLength { get; set; }
+
         public string Name => inner.Name;
 
-        public long Length => inner.Length;
+        public long Length
+        {
+            get
+            {
+                OnLength?.Invoke();
+                return inner.Length;
+            }
+        }
 
         public bool IsReadOnly => inner.IsReadOnly;
 
