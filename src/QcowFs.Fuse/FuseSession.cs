@@ -33,6 +33,7 @@ public sealed unsafe class FuseSession : IDisposable
     private const int StackSize = 1 << 20;
 
     private readonly FuseSessionOptions _options;
+    private readonly IFuseFileSystem _fileSystem;
     private readonly Dispatcher _dispatcher;
     private readonly ManualResetEventSlim _ended = new(false);
     private readonly int _mostThreads;
@@ -72,6 +73,7 @@ public sealed unsafe class FuseSession : IDisposable
         ArgumentOutOfRangeException.ThrowIfLessThan(options.MaxThreads, 1);
         _options = options;
         _connection = connection;
+        _fileSystem = fileSystem;
         _dispatcher = new Dispatcher(fileSystem, options);
         _mostThreads = options.Threads > 0 ? options.Threads : options.MaxThreads;
         if (options.Threads == 0) _growth = new ChannelGrowth(() => _channels, TryAddChannel);
@@ -122,6 +124,7 @@ public sealed unsafe class FuseSession : IDisposable
         if (_started) throw new InvalidOperationException("A session is started once.");
         _started = true;
         _connection ??= new Handshake(_devices[0], _options).Perform();
+        _fileSystem.Connected(_connection.Enabled.HasFlag(FuseFeatures.Passthrough) ? new BackingFiles(_devices[0]) : null);
         int threads = _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
         lock (_growing)
         {
