@@ -75,7 +75,7 @@ public abstract class RootMountTests : IDisposable
     [SkippableFact]
     public void Passthrough_serves_a_host_file_without_a_request_and_ignores_our_size()
     {
-        ServedMount mount = _mount = ServedMount.Start("--backing /mnt/backing --passthrough 1", prepare: "truncate -s 1M /mnt/backing");
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", prepare: "truncate -s 1M /mnt/backing");
         Assert.Equal("None", mount.Statistics()["Passthrough"]!.GetValue<string>());
         mount.Run("""
             dd if=/dev/urandom of=random bs=64k count=16 status=none
@@ -101,7 +101,7 @@ public abstract class RootMountTests : IDisposable
     [SkippableFact]
     public void The_kernel_refuses_to_open_one_node_both_ways()
     {
-        ServedMount mount = _mount = ServedMount.Start("--backing /mnt/backing --passthrough 2", prepare: "truncate -s 1M /mnt/backing");
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 2", prepare: "truncate -s 1M /mnt/backing");
         mount.Run("exec 3<$D; dd if=$D of=/dev/null bs=4k count=1 2>&1 | grep -q 'Input/output error'").Succeeded();
         mount.Run("dd if=/dev/zero of=/dev/null count=1 status=none; exec 3<$D; exec 3<&-; cat $D | cmp - backing").Succeeded();
     }
@@ -109,8 +109,7 @@ public abstract class RootMountTests : IDisposable
     [SkippableFact]
     public void A_server_without_privilege_is_told_EPERM()
     {
-        ServedMount mount = _mount = ServedMount.Start(
-            "--backing /mnt/backing --passthrough 1", asUser: true, prepare: "truncate -s 1M /mnt/backing; chmod 666 /mnt/backing");
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", asUser: true, prepare: "truncate -s 1M /mnt/backing; chmod 666 /mnt/backing");
         Assert.Equal("EPERM", mount.Statistics()["Passthrough"]!.GetValue<string>());
         mount.Run("cmp $D backing").Succeeded();
         Assert.True(mount.Statistic("Reads") > 0);
