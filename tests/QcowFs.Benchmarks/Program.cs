@@ -50,6 +50,7 @@ internal static class Program
             rows.ForEach(row => Console.WriteLine($"{row.Name,-24} {row.Place,-6} {row.Unit,-5} fio {row.FioArguments}"));
             MappedDisk.Rows(options).ToList().ForEach(Console.WriteLine);
             DedupRows.Rows(options).ToList().ForEach(Console.WriteLine);
+            JournalRows.Rows(options).ToList().ForEach(Console.WriteLine);
             return 0;
         }
 
@@ -74,6 +75,7 @@ internal static class Program
 
         new MappedDisk(options, Console.Error, cancellation.Token).Run(Console.Out);
         new DedupRows(options, Console.Error, cancellation.Token).Run(Console.Out);
+        new JournalRows(options, cancellation.Token).Run(Console.Out);
         return failed ? 1 : 0;
     }
 
