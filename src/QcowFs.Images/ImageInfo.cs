@@ -16,6 +16,9 @@ public sealed record ImageInfo
     /// <summary>Size of the guest disk in bytes.</summary>
     public required long VirtualSize { get; init; }
 
+    /// <summary>What the format's sizes of disks are multiples of, in bytes.</summary>
+    public int SizeUnit { get; init; } = 1;
+
     /// <summary>Unit of mapping in bytes; 0 where the format has none.</summary>
     public long BlockSize { get; init; }
 

@@ -58,6 +58,7 @@ internal sealed partial class CowImage : IDiskImage
     private volatile bool _dataDirty;
     private volatile bool _inUse;
     private volatile bool _closed;
+    private long _length; // by Volatile; changed while nobody else uses the image
 
     /// <summary>Presents the parts as an image.</summary>
     public CowImage(CowImageParts parts, ImageInfo info, OpenOptions options)
@@ -74,7 +75,7 @@ internal sealed partial class CowImage : IDiskImage
         _log = options.Log;
         Info = info;
         Statistics = new ImageStatistics(() => _map.MetadataReads);
-        Length = info.VirtualSize;
+        _length = info.VirtualSize;
         IsReadOnly = !options.Writable;
         _blockMask = _map.Traits.BlockSize - 1L;
         _blockBits = System.Numerics.BitOperations.Log2((uint)_map.Traits.BlockSize);
@@ -97,7 +98,7 @@ internal sealed partial class CowImage : IDiskImage
 
     public string Name => Info.Path;
 
-    public long Length { get; }
+    public long Length => Volatile.Read(ref _length);
 
     public bool IsReadOnly { get; }
 

@@ -74,6 +74,13 @@ internal interface IBlockMap : IDisposable
     /// is not needed. Never becomes false again.</summary>
     bool IsComplete => false;
 
+    /// <summary>Whether the metadata that there is can state a larger size and map what it adds.</summary>
+    bool CanGrowTo(long size) => false;
+
+    /// <summary>States a larger size, of which <see cref="CanGrowTo"/> said that it can; what it adds reads as zeros, durably. The next sync
+    /// of the data file makes it durable, and nothing depends on when. Faults: <see cref="Storage.StorageException"/>.</summary>
+    void StateSize(long size) => throw new NotSupportedException();
+
     /// <summary>Whether the image can still be opened where its data file has become longer than the disk.</summary>
     bool ToleratesLongerData => true;
 

@@ -72,6 +72,22 @@ public sealed class OverlayOpener(IHostFiles files)
         return Open(file, chain, options);
     }
 
+    /// <summary>Gives the disk of an overlay that nobody has open another size, durably; the image below keeps its own.</summary>
+    /// <param name="basePath">The image.</param>
+    /// <param name="overlayPath">The overlay, or null for the temporary one.</param>
+    /// <param name="options">As they were given when it was opened.</param>
+    /// <param name="size">The new size in bytes.</param>
+    public void Resize(string basePath, string? overlayPath, OpenOptions options, long size)
+    {
+        using ImageChain chain = WalkBase(basePath, options);
+        using IStorage file = overlayPath is null
+            ? files.CreateUnnamed(basePath, TemporaryName(basePath), options.DirectIo)
+            : files.Open(overlayPath, HostAccess.Write, options.DirectIo);
+        IImageLayer layer = ImageChain.ReadSource(file, OverlayFormat);
+        layer.RequireOpenable(writable: true);
+        layer.Resize(size, dataFile: null, chain.Open());
+    }
+
     private ImageChain WalkBase(string path, OpenOptions options) => ImageChain.Walk(files, path, options with { Writable = false }); // Y1
 
     // Two disks share what one would have.

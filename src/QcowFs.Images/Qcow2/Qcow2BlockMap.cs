@@ -34,6 +34,7 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
     private readonly JournalSession? _journal;
     private readonly Lock _commitLock = new();
     private bool _begun;
+    private bool? _sizedSnapshots; // read when it is first asked for: no snapshot comes while the disk is open
     private readonly int _clusterBits;
     private readonly long _clusterMask;
     private readonly int _subBits;
@@ -135,6 +136,12 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
             return written;
         }
     }
+
+    // A snapshot that does not state its own size means the disk's.
+    public bool CanGrowTo(long size) => !_external && _header.L1EntriesFor(size) <= L1.Length
+        && (_sizedSnapshots ??= Qcow2SnapshotTable.Read(_header, _file).Snapshots.All(static s => s.VirtualSize is not null));
+
+    public void StateSize(long size) => _commit.StateSize(size);
 
     public void BeginUse()
     {

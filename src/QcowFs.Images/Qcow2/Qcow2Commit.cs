@@ -83,6 +83,17 @@ internal sealed class Qcow2Commit(Qcow2State state)
         }
     }
 
+    /// <summary>States another size of the disk, without a sync.</summary>
+    public void StateSize(long size)
+    {
+        lock (_useLock)
+        {
+            state.File.Read(0, _headerSector);
+            BinaryPrimitives.WriteInt64BigEndian(_headerSector.AsSpan(Qcow2HeaderLayout.VirtualSizeAt), size);
+            state.File.Write(0, _headerSector);
+        }
+    }
+
     /// <summary>Ends a session after its last commit: cuts unused space off the tail and clears the in-use mark.</summary>
     /// <param name="recovered">Whether what an earlier crash left has been collected; otherwise the mark stays.</param>
     public void EndUse(bool recovered)

@@ -170,6 +170,7 @@ internal static class Qcow2Image
         Path = parts.File.Name,
         Format = "qcow2",
         VirtualSize = parts.Header.VirtualSize,
+        SizeUnit = Qcow2Resize.SizeUnit,
         BlockSize = parts.Header.ClusterSize,
         BackingName = parts.Header.BackingName,
         BackingFormat = parts.Header.BackingFormat,

@@ -13,7 +13,9 @@ namespace QcowFs.Images.Qcow2;
 /// <summary>Resizes an image in which a check found nothing wrong.</summary>
 internal sealed class Qcow2Resize
 {
-    private const int SizeUnit = 512;
+    /// <summary>What sizes of disks are multiples of, in bytes.</summary>
+    public const int SizeUnit = 512;
+
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
     private readonly IStorage? _dataFile;

@@ -1,5 +1,6 @@
 // A raw image as a disk: every guest byte is the file's byte at the same offset. The disk's size is the file's length when it was
-// opened, whatever it is a multiple of, unless others were let write to it: then it is the file's length now.
+// opened, whatever it is a multiple of, unless it was given another since, or others were let write to it: then it is the file's length
+// now.
 // I4. Sync returns after a sync of the file that began after every acknowledged write.
 // I7. Every change passes a LatchedStorage.
 using System.Diagnostics.CodeAnalysis;
@@ -102,6 +103,18 @@ internal sealed class RawImage : IDiskImage
         // A file that was cut behind our back reads as zeros up to the disk's end.
         length = end > offset ? Math.Min(length, end - offset) : length;
         return isData ? new Extent(ExtentKind.Data, length, offset, Writable: true) : new Extent(ExtentKind.Backing, length);
+    }
+
+    public bool IsSizedByFile => true;
+
+    // Not through the latch: a length that the host refuses is left as it was, and the disk with it.
+    public bool TryResize(long size)
+    {
+        if (IsReadOnly || Failure is not null || _original is FileStorage hostFile && hostFile.QueryFacts().IsBlockDevice)
+            return false;
+        _original.SetLength(size);
+        Volatile.Write(ref _length, size);
+        return true;
     }
 
     public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)

@@ -81,6 +81,7 @@ internal static class VhdxImage
             Path = parts.File.Name,
             Format = VhdxFormat.FormatName,
             VirtualSize = layout.Metadata.VirtualSize,
+            SizeUnit = layout.Metadata.LogicalSectorSize,
             BlockSize = layout.Metadata.BlockSize,
             BackingName = parent?.Name,
             BackingFormat = parent?.Format,

@@ -294,6 +294,24 @@ public sealed class MutationTests(ITestOutputHelper output)
     private static readonly Mutation[] Space =
     [
         new Mutation(
+            "R1 the rest of the last cluster comes up as it was",
+            "Engine/CowImage.Grow.cs",
+            "_data.WriteZeroes(tail.Host, tail.Length);",
+            "",
+            nameof(Probes.Grow)),
+        new Mutation(
+            "R1 the size may be durable before the zeros",
+            "Engine/CowImage.Grow.cs",
+            "_data.Sync(); // R1",
+            "",
+            nameof(Probes.Grow)),
+        new Mutation(
+            "R2 a sync leaves the new size behind",
+            "Engine/CowImage.Grow.cs",
+            "_dataDirty = true; // R2",
+            "",
+            nameof(Probes.Grow)),
+        new Mutation(
             "I3 a block that could not be punched is taken for zeros",
             Commit,
             "return run with { ReadsAsZero = false };",

@@ -212,6 +212,8 @@ public static class Probes
         tests.A_complete_disk_stays_complete(1);
     }
 
+    public static void Grow() => new GrowTests().Every_instant(new Geometry("cluster_size=4096", 200_704, InitialContent.Full), 3_072);
+
     public static void AddCowWriters() => new AddCowConcurrencyTests().Two_partial_writes_of_one_missing_cluster_both_stay();
 
     public static void AddCowDiscard() => new AddCowTests(null!).A_discard_makes_a_hole_and_syncs_it_before_the_bit();
