@@ -7,8 +7,6 @@
 //     each of them.
 // R4. What cannot be done so is left to an edit of the closed image: a table that must move first, a journal (which remembers the size
 //     that it was made for), bitmaps, data in a file of its own, a backing image that goes on, a last block that is not the image's own.
-using QcowFs.Storage;
-
 namespace QcowFs.Images.Engine;
 
 /// <content>Growing.</content>
