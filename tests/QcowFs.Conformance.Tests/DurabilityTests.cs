@@ -78,7 +78,7 @@ public sealed class DurabilityTests
     }
 
     /// <summary>Whether every thread of the server has been attached to.</summary>
-    private static bool IsTraced(int server) =>
+    internal static bool IsTraced(int server) =>
         Directory.EnumerateDirectories($"/proc/{server}/task").All(t =>
             !File.ReadLines(t + "/status").First(l => l.StartsWith("TracerPid:", StringComparison.Ordinal)).EndsWith("\t0", StringComparison.Ordinal));
 
