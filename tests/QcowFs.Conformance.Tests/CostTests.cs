@@ -1,6 +1,5 @@
 // What a request costs, in counts that no other load on the machine can change: system calls, bytes moved, device syncs. Speed itself is
 // measured by `make bench`; here it cannot get lost unnoticed.
-using System.Diagnostics;
 using System.Globalization;
 using System.Text.RegularExpressions;
 using QcowFs.Testing;
@@ -91,7 +90,7 @@ public sealed partial class CostTests
     /// <summary>A disk whose first 16 MiB are written, mounted; <paramref name="firstFree"/> is a place in MiB that the image lacks.</summary>
     private static string MountFilled(Sandbox box, string format, out int firstFree, params string[] options)
     {
-        Tools.Require("strace", "xfs_io");
+        Tools.Require("xfs_io");
         string image = $"disk.{format}";
         firstFree = 32;
         box.Shell("dd if=/dev/urandom of=data bs=1M count=16 status=none").Expect();
@@ -118,14 +117,9 @@ public sealed partial class CostTests
     /// <summary>What the server called while a script ran.</summary>
     private static Calls Traced(Sandbox box, string script)
     {
-        int server = Assert.Single(box.Servers());
-        using Process strace = box.Start("strace", "-f", "-p", $"{server}", "-o", "trace", "-e", "signal=none");
-        Assert.Contains("attached", strace.StandardError.ReadLine()!, StringComparison.Ordinal);
-        while (!DurabilityTests.IsTraced(server)) Assert.False(strace.HasExited);
+        using ServerTrace trace = new(box, "all");
         box.Shell(script).Expect();
-        box.Run("kill", "-INT", $"{strace.Id}").Expect();
-        strace.WaitForExit();
-        return new Calls(File.ReadAllLines(box.Path + "/trace"));
+        return new Calls(trace.End());
     }
 
     /// <summary>A trace by strace; a call that another thread's line interrupts has its result on a second one.</summary>
