@@ -40,4 +40,6 @@ public enum FuseFeatures : ulong
     Passthrough = 1UL << 37,
     /// <summary>FUSE_HAS_RESEND: the kernel can send again what a dead server had taken.</summary>
     Resend = 1UL << 39,
+    /// <summary>FUSE_OVER_IO_URING: requests come over rings, one queue for each processor. Asked for where the rings are made already.</summary>
+    OverIoUring = 1UL << 41,
 }

@@ -73,6 +73,8 @@ public static unsafe partial class Libc
     public const int S_IFREG = 0x8000;
     /// <summary>Block device.</summary>
     public const int S_IFBLK = 0x6000;
+    /// <summary>Character device.</summary>
+    public const int S_IFCHR = 0x2000;
     /// <summary>Directory.</summary>
     public const int S_IFDIR = 0x4000;
 

@@ -26,6 +26,8 @@ var sessionOptions = new FuseSessionOptions
     MaxThreads = Number("max-threads", 16),
     MaxPayload = Number("payload", 1 << 20),
     CloneDevice = !args.Contains("--shared"),
+    Transport = Enum.Parse<FuseTransport>(Option("transport", nameof(FuseTransport.Device))),
+    TransportRefused = reason => Console.Error.WriteLine("no io_uring: " + reason),
     Report = fault =>
     {
         Interlocked.Increment(ref fileSystem.Statistics.Faults);
@@ -68,6 +70,7 @@ string Describe()
     var facts = JsonSerializer.SerializeToNode(fileSystem.Statistics, serializer)!.AsObject();
     facts["Allocated"] = GC.GetTotalAllocatedBytes(precise: true);
     facts["Threads"] = session.ThreadCount;
+    facts["Transport"] = session.Transport.ToString();
     facts["Devices"] = session.DeviceCount;
     Span<FuseRequestInFlight> inFlight = new FuseRequestInFlight[64];
     int count = session.CopyRequestsInFlight(inFlight);

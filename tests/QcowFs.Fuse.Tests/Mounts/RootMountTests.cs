@@ -1,15 +1,24 @@
-// A memory file through the real kernel, mounted by mount(2).
+// A memory file through the real kernel, mounted by mount(2), over each transport.
 using System.Diagnostics;
 
 namespace QcowFs.Fuse.Tests.Mounts;
 
-public sealed class RootMountTests : IDisposable
+public abstract class RootMountTests : IDisposable
 {
+    private readonly FuseTransport _transport;
     private ServedMount? _mount;
 
-    public RootMountTests() => ServedMount.Require();
+    protected RootMountTests(FuseTransport transport)
+    {
+        ServedMount.Require();
+        _transport = transport;
+    }
 
-    public void Dispose() => _mount?.Dispose();
+    public void Dispose()
+    {
+        _mount?.Dispose();
+        GC.SuppressFinalize(this);
+    }
 
     [SkippableFact]
     public void The_mount_shows_the_file_as_it_was_told()
@@ -200,7 +209,7 @@ public sealed class RootMountTests : IDisposable
     [SkippableFact]
     public void A_regular_file_is_covered_and_is_the_disk()
     {
-        _mount = ServedMount.Start(mountPoint: "/mnt/file");
+        _mount = ServedMount.Start($"--transport {_transport}", mountPoint: "/mnt/file");
         Assert.Contains("ready direct=True", _mount.FirstLine, StringComparison.Ordinal);
         _mount.Run("test $(stat -c %s file) = 67108864 && tr '\\0' y </dev/zero | dd of=file bs=1M count=1 iflag=fullblock oflag=direct conv=notrunc status=none && test $(head -c 3 file) = yyy").Succeeded();
         _mount.Tell("unmount");
@@ -231,22 +240,6 @@ public sealed class RootMountTests : IDisposable
     }
 
     [SkippableFact]
-    public void One_descriptor_can_be_shared_by_all_threads()
-    {
-        ServedMount mount = Serve("--shared --threads 4");
-        mount.Run("fio --name=x --filename=$D --size=64M --rw=randrw --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --io_size=32M --verify=crc32c --output-format=terse >/dev/null").Succeeded();
-        var statistics = mount.Statistics();
-        Assert.Equal((4, 1), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
-    }
-
-    [SkippableFact]
-    public void Each_thread_has_a_descriptor_of_its_own_where_the_device_can_be_opened()
-    {
-        var statistics = Serve("--threads 4").Statistics();
-        Assert.Equal((4, 4), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
-    }
-
-    [SkippableFact]
     public void A_read_only_mount_refuses_changes_in_the_kernel()
     {
         ServedMount mount = Serve("--read-only");
@@ -264,10 +257,29 @@ public sealed class RootMountTests : IDisposable
         Assert.Equal((65536, 65536), (statistics["LargestRead"]!.GetValue<int>(), statistics["LargestWrite"]!.GetValue<int>()));
     }
 
-    private ServedMount Serve(string arguments = "")
+    private protected ServedMount Serve(string arguments = "", string prepare = "")
     {
-        _mount = ServedMount.Start(arguments);
+        _mount = ServedMount.Start($"--transport {_transport} {arguments}", prepare: prepare);
         Assert.StartsWith("ready", _mount.FirstLine, StringComparison.Ordinal);
         return _mount;
+    }
+}
+
+public sealed class DeviceMountTests() : RootMountTests(FuseTransport.Device)
+{
+    [SkippableFact]
+    public void One_descriptor_can_be_shared_by_all_threads()
+    {
+        ServedMount mount = Serve("--shared --threads 4");
+        mount.Run("fio --name=x --filename=$D --size=64M --rw=randrw --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --io_size=32M --verify=crc32c --output-format=terse >/dev/null").Succeeded();
+        var statistics = mount.Statistics();
+        Assert.Equal((4, 1), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
+    }
+
+    [SkippableFact]
+    public void Each_thread_has_a_descriptor_of_its_own_where_the_device_can_be_opened()
+    {
+        var statistics = Serve("--threads 4").Statistics();
+        Assert.Equal((4, 4), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
     }
 }
