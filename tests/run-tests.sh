@@ -13,6 +13,7 @@ dotnet=${DOTNET:-dotnet}
 results=${QCOWFS_TEST_RESULTS:-$root/build/test-results}
 hang_limit=${QCOWFS_HANG_LIMIT:-20m}    # one test without an end
 project_limit=${QCOWFS_PROJECT_LIMIT:-90m}
+configuration=${QCOWFS_CONFIGURATION:-Debug}
 
 export QCOWFS_PROGRAM=$root/build/qcowfs
 export MSBUILDDISABLENODEREUSE=1 DOTNET_CLI_USE_MSBUILD_SERVER=0 DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
@@ -136,9 +137,10 @@ run_project() {
     name=$(basename "$project" .csproj)
     file=$results/$name.trx
     printf '\n== %s\n' "$name"
-    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build --results-directory "$results" \
+    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build -c "$configuration" --results-directory "$results" \
         --logger "trx;LogFileName=$name.trx" --logger 'console;verbosity=minimal' \
-        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none </dev/null
+        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none \
+        ${QCOWFS_TEST_FILTER:+--filter "$QCOWFS_TEST_FILTER"} </dev/null
     status=$?
 
     if [ ! -s "$file" ] || ! total=$(counter "$file" total) || [ "$total" -eq 0 ]; then
@@ -186,7 +188,7 @@ finish() {
     [ "${#troubles[@]}" -eq 0 ] && exit 0
     exit 1
 }
-"$dotnet" build "$root/QcowFs.sln" -v quiet </dev/null || {
+"$dotnet" build "$root/QcowFs.sln" -c "$configuration" -v quiet </dev/null || {
     printf '\nrun-tests: the build failed\n0 passed, 1 failed, 0 skipped\n'
     exit 1
 }

@@ -133,7 +133,7 @@ internal sealed class MountServer : IDisposable
         {
             Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
             ResidentMemory = IsResident,
-            Transport = _settings.Transport,
+            Transport = _settings.TransportChoice,
             TransportRefused = reason => _log.Write($"io_uring is not used: {reason}"),
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,

@@ -20,9 +20,9 @@ public sealed class AddCowFuzzTests
     {
         int rounds = Fuzzing.Rounds(1200);
         int opened = 0;
-        for (int seed = 0; seed < rounds; seed++)
+        foreach (ulong seed in Seeds.Between(0, (ulong)rounds - 1))
         {
-            byte[] overlay = Damage(new Random(seed), isFinal: seed % 3 != 0);
+            byte[] overlay = Damage(new Random(unchecked((int)seed)), isFinal: seed % 3 != 0);
             try
             {
                 opened += Try(overlay) ? 1 : 0;

@@ -70,7 +70,7 @@ public sealed class AddCowMutationTests(ITestOutputHelper output)
         new Mutation(
             "Z1 the mark is not set",
             Resize,
-            "AddCowCommit.WriteFeatures(file, marked.CompatFeatures); // Z1",
+            "AddCowCommit.WriteFeatures(file, marked); // Z1",
             "",
             nameof(Probes.AddCowResize)),
         new Mutation(

@@ -115,9 +115,35 @@ public static class Probes
 
     public static void VhdxCrashOfDifferencing() => new VhdxCrashRun(VhdxKind.Differencing, 3).EveryInstant(steps: 12, choices: 9, log: null);
 
-    public static void VhdxRing() => VhdxRingTests.Run(step: 7, choices: 6);
+    public static void VhdxRingRules() => new VhdxOrderTests().Every_entry_keeps_the_rings_rules();
 
-    public static void VhdxRingAtEveryInstant() => VhdxRingTests.Run(step: 1, choices: 6);
+    public static void VhdxPageOrder() => new VhdxOrderTests().Pages_of_bitmaps_are_logged_before_those_of_the_table();
+
+    public static void VhdxReplayOrder() => new VhdxOrderTests().A_replay_syncs_and_renews_the_file_write_guid_before_anything_else();
+
+    public static void VhdxReplacedPage() => new VhdxMapTests().A_lookup_believes_no_page_that_was_replaced_under_it();
+
+    public static void VhdxChangedPage() => new VhdxMapTests().A_change_is_made_in_the_page_that_it_is_for();
+
+    public static void VhdxEarlyEntry() => new VhdxMapTests().Bits_are_right_before_the_entry_makes_them_count();
+
+    public static void VhdxBitmapPlace() => new VhdxMapTests().A_sector_bitmap_keeps_its_place_while_the_image_is_open();
+
+    public static void VhdxCrumbs() => new VhdxMapTests().Free_runs_are_remembered_in_bounds();
+
+    public static void VhdxGrownBack() => new VhdxResizeTests().What_grows_back_is_zero();
+
+    public static void VhdxMovedTable() => new VhdxResizeTests().A_table_that_is_too_small_moves(isFirstDamaged: true);
+
+    public static void VhdxShrunk() => new VhdxResizeTests().A_crash_leaves_the_old_disk_or_the_new_one(VhdxKind.Full, 512);
+
+    public static void VhdxMended() => new VhdxRepairTests().A_dirty_image_is_replayed_and_its_entries_are_mended_through_the_log();
+
+    public static void VhdxCopies() => new VhdxRepairTests().A_copy_is_written_beside_a_valid_one(0x30000);
+
+    public static void VhdxSeparated() => new VhdxRepairTests().Blocks_that_share_a_place_get_one_of_their_own(VhdxRepairTests.Sharing.Several);
+
+    public static void VhdxWorseDamage() => new VhdxRepairTests().Beside_worse_damage_nothing_is_moved(500UL << 20);
 
     public static void VhdxTail() => new VhdxLogTests().What_lies_before_the_tail_is_not_applied_again();
 
@@ -233,6 +259,17 @@ public static class Probes
     public static void JournalRevoke() => new JournalReplayTests().A_revoked_block_that_holds_data_now_is_left_alone();
 
     public static void JournalReplayCrash() => new JournalReplayTests().A_replay_can_be_interrupted(killed: true);
+
+    public static void HeaderEdits()
+    {
+        HeaderEditTests tests = new();
+        tests.A_journals_extension_comes_and_goes_at_every_instant(new HeaderEditTests.Layout(1024, 300, HasNames: false));
+        tests.A_journals_extension_comes_and_goes_at_every_instant(new HeaderEditTests.Layout(4096, 333, IsNamesLast: false));
+    }
+
+    public static void TailOfDamaged() => new RecoveryTests().The_tail_of_a_damaged_image_stays(isBroken: true);
+
+    public static void TailOfUndercounted() => new RecoveryTests().The_tail_of_a_damaged_image_stays(isBroken: false);
 
     public static void JournalGap() => new JournalReplayTests().A_chain_that_ends_before_what_was_acknowledged_is_refused();
 

@@ -121,6 +121,23 @@ internal static class VhdxImages
         return BytesOf(file);
     }
 
+    /// <summary>A differencing image with a sector bitmap, and in it bits of a block that is not present.</summary>
+    public static byte[] WithStaleBits(PreparedVhdx prepared, int block)
+    {
+        SimulatedDisk disk = DiskOf(prepared);
+        using (CowImage image = Open(disk, prepared))
+        {
+            image.Write(0, [1]);
+            image.Close();
+        }
+
+        const int bytesPerBlock = (1 << 20) / 512 / 8;
+        byte[] bytes = disk.Content("image");
+        ulong bitmap = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan((3 << 20) + (4096 * 8)));
+        bytes.AsSpan((int)(bitmap & ~0xFFFFFUL) + (block * bytesPerBlock), bytesPerBlock).Fill(255);
+        return bytes;
+    }
+
     public static MemoryStorage StorageOf(string name, byte[] bytes)
     {
         MemoryStorage file = new(name);
@@ -147,6 +164,45 @@ internal static class VhdxImages
             BinaryPrimitives.WriteInt32LittleEndian(bytes[4..], Interlocked.Increment(ref _count));
             bytes[15] = 1;
             return new Guid(bytes);
+        }
+    }
+
+    /// <summary>A file that outlives the image over it.</summary>
+    internal sealed class Kept(IStorage inner) : IStorage
+    {
+        /// <summary>Is called when the length is asked for: a moment in the middle of a lookup or of a change of the map.</summary>
+        public Action? OnLength { get; set; }
+
+        public string Name => inner.Name;
+
+        public long Length
+        {
+            get
+            {
+                OnLength?.Invoke();
+                return inner.Length;
+            }
+        }
+
+        public bool IsReadOnly => inner.IsReadOnly;
+
+        public void Read(long offset, Span<byte> destination) => inner.Read(offset, destination);
+
+        public void Write(long offset, ReadOnlySpan<byte> source) => inner.Write(offset, source);
+
+        public void WriteZeroes(long offset, long length) => inner.WriteZeroes(offset, length);
+
+        public void Discard(long offset, long length) => inner.Discard(offset, length);
+
+        public void Reserve(long offset, long length) => inner.Reserve(offset, length);
+
+        public void SetLength(long length) => inner.SetLength(length);
+
+        public void Sync() => inner.Sync();
+
+        public void Dispose()
+        {
+            // The file is not ours.
         }
     }
 }
