@@ -120,12 +120,16 @@ failures() {
     }' "$1"
 }
 
-# The same of all projects, bounded: the last lines of a log have to hold it.
+# The same of all projects, and the tests that a crash or a hang ended; bounded: the last lines of a log have to hold it.
 list_failures() {
     local file
-    for file in "$results"/*.trx; do
-        [ -s "$file" ] && failures "$file"
-    done | awk 'NR <= 60; END { if (NR > 60) printf "... and %d lines more: see build/test-results\n", NR - 60 }'
+    {
+        for file in "$results"/*.trx; do
+            [ -s "$file" ] && failures "$file"
+        done
+        find "$results" -name 'Sequence_*.xml' -exec grep -ho '<Test [^>]*Completed="False"[^>]*>' {} + 2>/dev/null |
+            sed 's/.* DisplayName="\([^"]*\)".*/UNFINISHED \1/'
+    } | awk 'NR <= 60; END { if (NR > 60) printf "... and %d lines more: see build/test-results\n", NR - 60 }'
 }
 
 run_project() {

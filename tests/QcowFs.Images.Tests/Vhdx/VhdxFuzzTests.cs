@@ -2,7 +2,6 @@
 // and time. Checksums are made right again, so that the damage is met behind them. A failure names specimen and seed, which give the
 // file again. QCOWFS_FUZZ_ROUNDS makes it longer.
 using System.Buffers.Binary;
-using System.Diagnostics;
 using QcowFs.Images.Tests.Support;
 using QcowFs.Images.Vhdx;
 using QcowFs.Storage;
@@ -13,8 +12,6 @@ namespace QcowFs.Images.Tests.Vhdx;
 public sealed class VhdxFuzzTests
 {
     private const long AllocationLimit = 200 << 20;
-    private static readonly TimeSpan HangLimit = TimeSpan.FromSeconds(20);
-
     private static readonly Specimen[] Specimens = [Specimen.Plain(), Specimen.Dirty(), Specimen.Child()];
 
     [Fact]
@@ -112,47 +109,10 @@ public sealed class VhdxFuzzTests
 
     private static void ForEach(int rounds, Action<MemoryStorage> test) => ForEach(rounds, Specimens, test);
 
-    private static void ForEach(int rounds, IEnumerable<Specimen> specimens, Action<MemoryStorage> test)
-    {
-        if (int.TryParse(Environment.GetEnvironmentVariable("QCOWFS_FUZZ_ROUNDS"), out int wanted))
-            rounds = wanted;
-        List<string> failures = [];
-        foreach (Specimen specimen in specimens)
-        {
-            foreach (ulong seed in Seeds.Between(0, (ulong)rounds - 1))
-            {
-                try
-                {
-                    test(specimen.Damage(unchecked((int)seed)));
-                }
-                catch (Exception fault)
-                {
-                    string[] lines = fault.ToString().Split('\n', StringSplitOptions.TrimEntries);
-                    failures.Add($"specimen {specimen.Name}, seed {seed}: {string.Join(" ", lines.Take(4))}");
-                }
-            }
-        }
+    private static void ForEach(int rounds, IEnumerable<Specimen> specimens, Action<MemoryStorage> test) =>
+        Fuzzing.ForEach(rounds, specimens, specimen => specimen.Name, (specimen, seed) => test(specimen.Damage(seed)));
 
-        Assert.True(failures.Count == 0, $"{failures.Count} failures\n" + string.Join("\n", failures.Take(10)));
-    }
-
-    private static void Bounded(string what, Action action)
-    {
-        long before = GC.GetAllocatedBytesForCurrentThread();
-        Stopwatch watch = Stopwatch.StartNew();
-        try
-        {
-            action();
-        }
-        catch (Exception fault) when (fault is ImageFormatException or StorageException)
-        {
-            Assert.DoesNotContain('\n', fault.Message);
-        }
-
-        Assert.True(watch.Elapsed < HangLimit, $"{what} took {watch.Elapsed}");
-        long allocated = GC.GetAllocatedBytesForCurrentThread() - before;
-        Assert.True(allocated < AllocationLimit, $"{what} allocated {allocated} bytes");
-    }
+    private static void Bounded(string what, Action action) => Fuzzing.Bounded(what, AllocationLimit, action);
 
     /// <summary>A valid file and the fields worth damaging. The log's entries are sealed anew like the headers.</summary>
     private sealed class Specimen

@@ -4,7 +4,8 @@ using QcowFs.Simulation.Tests.Vhdx;
 
 namespace QcowFs.Simulation.Tests.Mutations;
 
-/// <summary>Static, without arguments, so that a copy of this assembly can be asked by name.</summary>
+/// <summary>Static, without arguments, so that a copy of this assembly can be asked by name. A probe of several seeds begins with the one
+/// that the hardest of its mutants is caught by: it ends there, and the others are tried only where that has changed.</summary>
 public static class Probes
 {
     public static void Crash()
@@ -16,14 +17,14 @@ public static class Probes
             new Geometry("cluster_size=512", 70_144, InitialContent.Snapshot),
         })
         {
-            for (ulong seed = 1; seed <= 4; seed++)
+            foreach (ulong seed in new ulong[] { 3, 1, 2, 4 })
                 new CrashRun(geometry, seed).EveryInstant(steps: 10, choices: 24, log: null);
         }
     }
 
     public static void CrashOfNewCountBlocks()
     {
-        for (ulong seed = 1; seed <= 6; seed++)
+        foreach (ulong seed in new ulong[] { 5, 1, 2, 3, 4, 6 })
             new CrashRun(new Geometry("cluster_size=512,refcount_bits=64", 70_144), seed).EveryInstant(10, 24, log: null);
     }
 
@@ -108,7 +109,7 @@ public static class Probes
 
     public static void VhdxCrashOfFull()
     {
-        for (ulong seed = 7; seed < 11; seed++)
+        foreach (ulong seed in new ulong[] { 10, 7, 8, 9 })
             new VhdxCrashRun(VhdxKind.Full, seed).EveryInstant(steps: 14, choices: 9, log: null);
     }
 

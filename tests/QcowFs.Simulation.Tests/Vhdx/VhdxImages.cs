@@ -32,16 +32,18 @@ internal static class VhdxImages
     public const int DiskSize = (3 << 20) + (300 << 10);
 
     private static readonly ConcurrentDictionary<VhdxKind, PreparedVhdx> Prepared = new();
+    private static readonly ConcurrentDictionary<byte[], SimulatedDisk> Disks = new(); // only copied
     private static readonly ConcurrentDictionary<byte[], MemoryStorage> Parents = new(); // only read
 
     public static PreparedVhdx Prepare(VhdxKind kind) => Prepared.GetOrAdd(kind, Make);
 
-    public static SimulatedDisk DiskOf(PreparedVhdx image)
+    /// <summary>A disk with the image, a copy of one that is made once.</summary>
+    public static SimulatedDisk DiskOf(PreparedVhdx image) => Disks.GetOrAdd(image.File, static file =>
     {
         SimulatedDisk disk = new();
-        disk.Create("image", image.File);
+        disk.Create("image", file);
         return disk;
-    }
+    }).Kill();
 
     /// <summary>Opens the image on a disk.</summary>
     /// <param name="disk">The disk.</param>
@@ -73,7 +75,7 @@ internal static class VhdxImages
     {
         if (image.Parent is null)
             return null;
-        Kept file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
+        BorrowedStorage file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
         return VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), file, null, new OpenOptions { CacheSize = 64 << 10 }));
     }
 
@@ -108,7 +110,7 @@ internal static class VhdxImages
     {
         MemoryStorage file = new("image");
         file.Write(0, image);
-        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new Kept(file), null,
+        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null,
             new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
         { Guids = new CountedGuids(3000) }))
         {

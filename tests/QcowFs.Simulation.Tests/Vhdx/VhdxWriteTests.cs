@@ -303,7 +303,7 @@ public sealed class VhdxWriteTests
         byte[] bytes = [.. prepared.File];
         bytes.AsSpan(3 << 20, 8).CopyTo(bytes.AsSpan((3 << 20) + 8));
         using MemoryStorage file = VhdxImages.StorageOf("image", bytes);
-        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null, new OpenOptions())))
+        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null, new OpenOptions())))
             image.Read(0, new byte[10]);
         ImageFormatException refusal = Assert.Throws<ImageFormatException>(() => LogFile.OpenToWrite(file));
         Assert.Contains("block 1: its place at byte 4194304 is in use by something else too; see qcowfs check image, or mount it without -w", refusal.Message, StringComparison.Ordinal);
