@@ -56,9 +56,9 @@ internal sealed partial class Dispatcher(IFuseFileSystem fileSystem, FuseSession
 
     /// <summary>Takes back what a reply gave that the kernel did not accept any more: the references of LOOKUP and READDIRPLUS, and
     /// the handles of OPEN and OPENDIR (D3).</summary>
-    public void Undo(ReadOnlySpan<byte> request, ReadOnlySpan<byte> reply)
+    public void Undo(in InHeader header, ReadOnlySpan<byte> reply)
     {
-        if (!Message.TryRead(request, out InHeader header) || !Message.TryRead(reply, out OutHeader result) || result.Error != 0) return;
+        if (!Message.TryRead(reply, out OutHeader result) || result.Error != 0) return;
         ReadOnlySpan<byte> payload = reply[OutHeader.Size..];
         try
         {

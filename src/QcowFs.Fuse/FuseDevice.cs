@@ -23,6 +23,13 @@ internal sealed unsafe class FuseDevice : IDisposable
         _descriptor = (int)handle.DangerousGetHandle();
     }
 
+    /// <summary>The descriptor's number; good until the device is disposed.</summary>
+    public int Descriptor => _descriptor;
+
+    /// <summary>Whether this is the real device, and not something else that speaks its protocol.</summary>
+    public bool IsCharacterDevice
+        => Libc.Statx(_descriptor, Libc.STATX_BASIC_STATS, out StatxData facts) == 0 && (facts.Mode & Libc.S_IFMT) == Libc.S_IFCHR;
+
     /// <summary>Opens /dev/fuse; the handle is invalid where the error number says why not.</summary>
     public static SafeFileHandle OpenNew(out Errno errno)
     {
@@ -40,6 +47,13 @@ internal sealed unsafe class FuseDevice : IDisposable
         if (errno == Errno.None && Libc.Ioctl((int)clone.DangerousGetHandle(), CloneRequest, &source) == 0) return new FuseDevice(clone);
         clone.Dispose();
         return null;
+    }
+
+    /// <summary>ioctl(2) on the device.</summary>
+    public Errno Control(nuint request, void* argument, out int result)
+    {
+        result = Libc.Ioctl(_descriptor, request, argument);
+        return result < 0 ? Libc.LastErrno : Errno.None;
     }
 
     /// <summary>Waits for a request. Gives its length, or 0 at the end of the connection, which <paramref name="end"/> then tells:

@@ -2,7 +2,8 @@
 //
 // S1 INIT is answered before any channel runs; the kernel sends nothing else before that.
 // S2 Threads are added where requests wait for something (ChannelGrowth), and never taken away: asleep they cost next to nothing.
-// S3 The session has ended when its last channel has. Descriptors are closed then, never while a thread may still use the number.
+// S3 The session has ended when its last channel has. Descriptors, rings and their memory go then, never while a thread may still use
+//    them.
 using System.Diagnostics;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Fuse.Wire;
@@ -33,22 +34,36 @@ public sealed unsafe class FuseSession : IDisposable
     private const int StackSize = 1 << 20;
 
     private readonly FuseSessionOptions _options;
+    private readonly IFuseFileSystem _fileSystem;
     private readonly Dispatcher _dispatcher;
     private readonly ManualResetEventSlim _ended = new(false);
     private readonly int _mostThreads;
     private readonly ChannelGrowth? _growth;
     private readonly Lock _growing = new();
 
+    // Set before the channels start.
+    private RingTransport? _rings;
+    private ChannelGrowth? _workerGrowth;
+
     // Guarded by _growing; read without it as a snapshot. Devices that were handed in are used before any is cloned.
     private volatile Channel[] _channels = [];
+    private volatile DeviceChannel[] _deviceChannels = [];
+    private volatile RingWorker[] _workers = [];
     private readonly Queue<FuseDevice> _spare = new();
     private readonly List<FuseDevice> _devices = [];
     private FuseConnection? _connection;
     private bool _started;
     private bool _disposed;
 
-    // Guarded by _growing: channels that have not ended.
+    // Guarded by _growing: channels that have not ended, and those of them on rings.
     private int _live;
+    private int _liveRings;
+
+    // Guarded by _growing: a device has told the end of the connection.
+    private bool _isEnding;
+
+    // Whether the kernel has refused rings after all. Changed by Interlocked.
+    private bool _ringsRefused;
 
     // Changed by Interlocked.
     private int _end = (int)FuseSessionEnd.Unmounted;
@@ -72,9 +87,10 @@ public sealed unsafe class FuseSession : IDisposable
         ArgumentOutOfRangeException.ThrowIfLessThan(options.MaxThreads, 1);
         _options = options;
         _connection = connection;
+        _fileSystem = fileSystem;
         _dispatcher = new Dispatcher(fileSystem, options);
         _mostThreads = options.Threads > 0 ? options.Threads : options.MaxThreads;
-        if (options.Threads == 0) _growth = new ChannelGrowth(() => _channels, TryAddChannel);
+        if (options.Threads == 0) _growth = new ChannelGrowth(() => _deviceChannels, TryAddDeviceChannel);
         foreach (SafeFileHandle device in devices)
         {
             var own = new FuseDevice(device);
@@ -112,6 +128,9 @@ public sealed unsafe class FuseSession : IDisposable
         get { lock (_growing) return _devices.Count; }
     }
 
+    /// <summary>How requests come; meant after <see cref="Start"/>.</summary>
+    public FuseTransport Transport => _rings is not null && !Volatile.Read(ref _ringsRefused) ? FuseTransport.IoUring : FuseTransport.Device;
+
     /// <summary>Faults that could not be told because <see cref="FuseSessionOptions.Report"/> threw.</summary>
     public long UnreportedFaults => _dispatcher.UnreportedFaults;
 
@@ -121,13 +140,20 @@ public sealed unsafe class FuseSession : IDisposable
     {
         if (_started) throw new InvalidOperationException("A session is started once.");
         _started = true;
-        _connection ??= new Handshake(_devices[0], _options).Perform();
-        int threads = _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
-        lock (_growing)
+        try
         {
-            while (_channels.Length < threads) AddChannel();
+            _connection ??= new Handshake(_devices[0], _options, TryPrepareRings).Perform();
+            _fileSystem.Connected(_connection.Enabled.HasFlag(FuseFeatures.Passthrough) ? new BackingFiles(_devices[0]) : null);
+            AddFirstChannels();
+        }
+        catch
+        {
+            _rings?.Abandon();
+            _rings = null;
+            throw;
         }
         _growth?.Start();
+        _workerGrowth?.Start();
         return _connection;
     }
 
@@ -195,6 +221,7 @@ public sealed unsafe class FuseSession : IDisposable
             if (_live > 0) return;
             CloseDevices();
             _growth?.Dispose();
+            _workerGrowth?.Dispose();
         }
     }
 
@@ -215,22 +242,49 @@ public sealed unsafe class FuseSession : IDisposable
         lock (_growing)
         {
             _live--;
+            _isEnding |= channel is DeviceChannel;
+            if (channel is RingChannel && --_liveRings == 0) _rings!.Backlog.Close();
             if (_live > 0) return;
             if (_disposed) CloseDevices();
         }
         _growth?.Dispose();
+        _workerGrowth?.Dispose();
         _ended.Set();
     }
 
-    private bool TryAddChannel()
+    private void AddFirstChannels()
+    {
+        int threads = _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
+        lock (_growing)
+        {
+            if (_rings is null)
+            {
+                while (_deviceChannels.Length < threads) AddDeviceChannel();
+                return;
+            }
+            // FORGET and INTERRUPT come over the device all the same, and everything else if the kernel refuses the entries.
+            AddDeviceChannel();
+            while (_workers.Length < threads) AddWorker();
+            _channels = [.. _channels, .. _rings.Channels];
+            _live += _rings.Channels.Count;
+            _liveRings = _rings.Channels.Count;
+            _rings.Begin();
+        }
+    }
+
+    private bool TryAddDeviceChannel() => TryAdd(() => !_isEnding && _deviceChannels.Length < _mostThreads, AddDeviceChannel);
+
+    private bool TryAddWorker() => TryAdd(() => _liveRings > 0 && _workers.Length < _mostThreads, AddWorker);
+
+    /// <summary>Adds a thread, unless the session has begun to end or has enough; false where there will be no more.</summary>
+    private bool TryAdd(Func<bool> mayAdd, Action add)
     {
         lock (_growing)
         {
-            // A session that has begun to end grows no more.
-            if (_channels.Length >= _mostThreads || _live < _channels.Length) return false;
+            if (!mayAdd()) return false;
             try
             {
-                AddChannel();
+                add();
             }
             catch (OutOfMemoryException exception)
             {
@@ -238,34 +292,84 @@ public sealed unsafe class FuseSession : IDisposable
                 _dispatcher.Report(default, $"The session stays at {_channels.Length} threads: {exception.Message}", exception);
                 return false;
             }
-            return _channels.Length < _mostThreads;
+            return mayAdd();
         }
     }
 
     /// <summary>Called with _growing held, so a channel that ends at once is counted before it is counted out.</summary>
-    private void AddChannel()
+    private void AddDeviceChannel()
     {
         var buffers = new ChannelBuffers(_options.MaxPayload, _options.ResidentMemory);
-        var channel = new Channel(NextDevice(), buffers, _dispatcher, _options, _growth, ChannelEnded);
+        var channel = new DeviceChannel(NextDevice(), buffers, _dispatcher, _options, _growth, ChannelEnded);
         try
         {
-            new Thread(_options.ResidentMemory ? channel.RunResident : channel.Run, StackSize) { IsBackground = true, Name = $"fuse-{_channels.Length}" }.Start();
+            StartChannel(channel, $"fuse-{_deviceChannels.Length}");
         }
         catch
         {
             buffers.Dispose();
             throw;
         }
-        _channels = [.. _channels, channel];
-        _live++;
+        _deviceChannels = [.. _deviceChannels, channel];
         _growth?.Added();
     }
+
+    /// <summary>Called with _growing held.</summary>
+    private void AddWorker()
+    {
+        var worker = new RingWorker(_rings!.Backlog, _dispatcher, _options, _workerGrowth, ChannelEnded);
+        StartChannel(worker, $"fuse-worker-{_workers.Length}");
+        _workers = [.. _workers, worker];
+        _workerGrowth?.Added();
+    }
+
+    /// <summary>Called with _growing held.</summary>
+    private void StartChannel(Channel channel, string name)
+    {
+        new Thread(_options.ResidentMemory ? channel.RunResident : channel.Run, StackSize) { IsBackground = true, Name = name }.Start();
+        _channels = [.. _channels, channel];
+        _live++;
+    }
+
+    /// <summary>Makes rings where they are wanted, told whether the kernel offers them; false where there are none.</summary>
+    private bool TryPrepareRings(bool offered)
+    {
+        if (!WantsRings) return false;
+        if (!offered)
+        {
+            if (_options.Transport == FuseTransport.IoUring)
+                RefuseRings("the kernel does not offer it; it is there since Linux 6.14, and on where /sys/module/fuse/parameters/enable_uring is Y");
+            return false;
+        }
+        _rings = RingTransport.TryCreate(_devices[0], _dispatcher, _options, RingsRefused, ChannelEnded, out Errno errno);
+        if (_rings is null) RefuseRings(ErrnoText.Describe(errno));
+        if (_rings is not null && _options.Threads == 0) _workerGrowth = new ChannelGrowth(() => _workers, TryAddWorker);
+        return _rings is not null;
+    }
+
+    /// <summary>Something that stands in for the device has no rings.</summary>
+    private bool WantsRings => _devices[0].IsCharacterDevice && _options.Transport switch
+    {
+        FuseTransport.IoUring => true,
+        FuseTransport.Automatic => !_options.ResidentMemory,
+        _ => false,
+    };
+
+    /// <summary>The kernel does not take an entry: it goes on over the device. Called on a ring's thread.</summary>
+    private void RingsRefused(Errno errno)
+    {
+        if (Interlocked.Exchange(ref _ringsRefused, true)) return;
+        RefuseRings(ErrnoText.Describe(errno));
+        TryAddDeviceChannel();
+    }
+
+    private void RefuseRings(string reason) => _options.TransportRefused?.Invoke(reason);
 
     /// <summary>Called with _growing held.</summary>
     private FuseDevice NextDevice()
     {
         if (_spare.TryDequeue(out FuseDevice? spare)) return spare;
-        if (!_options.CloneDevice || _devices[0].TryClone() is not { } clone) return _devices[_channels.Length % _devices.Count];
+        if (!_options.CloneDevice || _devices[0].TryClone() is not { } clone) return _devices[_deviceChannels.Length % _devices.Count];
         _devices.Add(clone);
         return clone;
     }
@@ -273,6 +377,7 @@ public sealed unsafe class FuseSession : IDisposable
     /// <summary>Called with _growing held.</summary>
     private void CloseDevices()
     {
+        _rings?.Dispose();
         foreach (FuseDevice device in _devices) device.Dispose();
     }
 

@@ -30,6 +30,13 @@ public sealed record FuseSessionOptions
     /// descriptor that is not /dev/fuse shares it in any case.</summary>
     public bool CloneDevice { get; init; } = true;
 
+    /// <summary>How requests come from the kernel.</summary>
+    public FuseTransport Transport { get; init; }
+
+    /// <summary>Told at most once, in words, why io_uring is not used where it was asked for, or where the kernel offers it and
+    /// <see cref="Transport"/> is <see cref="FuseTransport.Automatic"/>. Called by <see cref="FuseSession.Start"/>, or by a thread of the session.</summary>
+    public Action<string>? TransportRefused { get; init; }
+
     /// <summary>Tells how long requests are in hand; nothing else depends on it.</summary>
     public TimeProvider Time { get; init; } = TimeProvider.System;
 
@@ -42,6 +49,17 @@ public sealed record FuseSessionOptions
 
     /// <summary>Told of every fault once, on the thread that met it. It must not call back into the mount.</summary>
     public Action<FuseFault>? Report { get; init; }
+}
+
+/// <summary>How requests come from the kernel and replies go back.</summary>
+public enum FuseTransport
+{
+    /// <summary>io_uring where the kernel offers it, except with <see cref="FuseSessionOptions.ResidentMemory"/>.</summary>
+    Automatic,
+    /// <summary>Descriptors of /dev/fuse.</summary>
+    Device,
+    /// <summary>io_uring (Linux 6.14, where the fuse module's enable_uring is on); the device where that is not possible.</summary>
+    IoUring,
 }
 
 /// <summary>Something that went wrong while a request was served, of which the kernel only gets an error number.</summary>

@@ -4,8 +4,12 @@ using QcowFs.Native;
 
 namespace QcowFs.Fuse;
 
-internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions options)
+/// <param name="device">The connection.</param>
+/// <param name="options">The session's.</param>
+/// <param name="prepareRings">Told whether the kernel offers rings; gives whether they are ready to be used. Called at most once.</param>
+internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions options, Func<bool, bool> prepareRings)
 {
+    private readonly Func<bool, bool> _prepareRings = prepareRings;
     private readonly FuseDevice _device = device;
     private readonly FuseSessionOptions _options = options;
 
@@ -31,7 +35,8 @@ internal sealed unsafe class Handshake(FuseDevice device, FuseSessionOptions opt
             Refuse(header.Unique, Errno.EIO);
             throw new FuseProtocolException($"the kernel began with {header.Opcode} in place of INIT");
         }
-        switch (Negotiation.Answer(body, _options, out InitOut reply, out FuseConnection? connection))
+        bool hasRings = Negotiation.TryOffered(body, out FuseFeatures offered) && _prepareRings(offered.HasFlag(FuseFeatures.OverIoUring));
+        switch (Negotiation.Answer(body, _options, hasRings, out InitOut reply, out FuseConnection? connection))
         {
             case Negotiation.Outcome.Malformed:
                 Refuse(header.Unique, Errno.EPROTO);

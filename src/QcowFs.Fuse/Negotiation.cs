@@ -1,6 +1,6 @@
 // INIT: what is asked of the kernel. Pure, so that every kernel there ever was can be played in a test.
 //
-// N1 A feature is on only where the kernel offered it and Wanted names it.
+// N1 A feature is on only where the kernel offered it and Wanted names it; OVER_IO_URING where there are rings, besides.
 // N2 WRITEBACK_CACHE, DIRECT_IO_ALLOW_MMAP and ATOMIC_O_TRUNC are never on (FuseFeatures says why).
 // N3 A kernel of a newer major is told ours and asks again; one of an older protocol is refused in words.
 // N4 No request or reply is larger than the channels' buffers: max_write and max_pages follow from the same number.
@@ -26,7 +26,11 @@ internal static class Negotiation
     private const FuseFeatures Wanted =
         FuseFeatures.AsyncRead | FuseFeatures.BigWrites | FuseFeatures.AutoInvalidateData | FuseFeatures.ReadDirectoryPlus
         | FuseFeatures.ReadDirectoryPlusAuto | FuseFeatures.AsyncDirectIo | FuseFeatures.ParallelDirectoryOperations
-        | FuseFeatures.AbortError | FuseFeatures.MaxPages | FuseFeatures.InitExtended | FuseFeatures.ExpireOnly;
+        | FuseFeatures.AbortError | FuseFeatures.MaxPages | FuseFeatures.InitExtended | FuseFeatures.ExpireOnly | FuseFeatures.Passthrough;
+
+    // Backing files may not lie on a stacked file system (overlayfs, a FUSE mount with passthrough) themselves; in return this mount may lie
+    // below one. With 0 the kernel takes FUSE_PASSTHROUGH for a mistake.
+    private const uint StackDepth = 1;
 
     /// <summary>What became of one INIT request.</summary>
     internal enum Outcome
@@ -41,8 +45,18 @@ internal static class Negotiation
         Malformed,
     }
 
-    /// <summary>Answers the body of an INIT request. <paramref name="reply"/> is meant unless the kernel is refused.</summary>
-    public static Outcome Answer(ReadOnlySpan<byte> body, FuseSessionOptions options, out InitOut reply, out FuseConnection? connection)
+    /// <summary>What the body of an INIT request offers; false where it will not be agreed on.</summary>
+    public static bool TryOffered(ReadOnlySpan<byte> body, out FuseFeatures offered)
+    {
+        bool agrees = Message.TryRead(body, out InitIn init) && init is { Major: Major, Minor: >= OldestMinor };
+        offered = agrees ? Offered(in init, body) : FuseFeatures.None;
+        return agrees;
+    }
+
+    /// <summary>Answers the body of an INIT request. <paramref name="reply"/> is meant unless the kernel is refused.
+    /// <paramref name="hasRings"/> says whether there are rings for an offer of them.</summary>
+    public static Outcome Answer(
+        ReadOnlySpan<byte> body, FuseSessionOptions options, bool hasRings, out InitOut reply, out FuseConnection? connection)
     {
         reply = default;
         connection = null;
@@ -53,7 +67,7 @@ internal static class Negotiation
         if (init.Major < Major || init.Minor < OldestMinor) return Outcome.TooOld;
 
         FuseFeatures offered = Offered(in init, body);
-        FuseFeatures enabled = offered & Wanted;
+        FuseFeatures enabled = offered & (hasRings ? Wanted | FuseFeatures.OverIoUring : Wanted);
         int pageSize = Environment.SystemPageSize;
         // Without MAX_PAGES a request holds 32 pages; that is the kernel's to keep, max_write only has to be no less than it says.
         int pages = options.MaxPayload / pageSize;
@@ -67,6 +81,7 @@ internal static class Negotiation
         reply.MaxWrite = (uint)options.MaxPayload;
         reply.TimeGranularity = 1;
         reply.MaxPages = (ushort)pages;
+        reply.MaxStackDepth = enabled.HasFlag(FuseFeatures.Passthrough) ? StackDepth : 0;
         connection = new FuseConnection
         {
             Minor = (int)reply.Minor,

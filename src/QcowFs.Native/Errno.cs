@@ -86,4 +86,6 @@ public enum Errno
     ESTALE = 116,
     /// <summary>Disk quota exceeded.</summary>
     EDQUOT = 122,
+    /// <summary>Operation canceled: that of a ring which is being closed.</summary>
+    ECANCELED = 125,
 }

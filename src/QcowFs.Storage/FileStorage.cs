@@ -105,6 +105,52 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         return true;
     }
 
+    /// <summary>Learns the length anew, for a file that others may have changed, and gives it.</summary>
+    public long RefreshLength()
+    {
+        long length = CurrentLength(Stat(Libc.STATX_BASIC_STATS));
+        Volatile.Write(ref _length, length);
+        return length;
+    }
+
+    /// <summary>Whether the file system lets the file be opened with O_DIRECT.</summary>
+    public static bool CanBeOpenedDirect(SafeFileHandle file)
+    {
+        string path = string.Create(System.Globalization.CultureInfo.InvariantCulture, $"/proc/self/fd/{file.DangerousGetHandle()}");
+        int fd = Libc.Open(path, Libc.O_RDONLY | Libc.O_DIRECT | Libc.O_CLOEXEC, 0);
+        GC.KeepAlive(file);
+        if (fd >= 0)
+            _ = Libc.Close(fd);
+        return fd >= 0;
+    }
+
+    /// <summary>Unit in which the file system shares blocks between files, in bytes.</summary>
+    public int HostBlockSize => Libc.Fstatfs(_fd, out StatFsData facts) == 0
+        ? (int)facts.BlockSize
+        : throw new StorageException(Libc.LastErrno, "stat", Name);
+
+    /// <summary>Makes a range of this file share the blocks of a range of another file, on the same file system, without copying; offsets
+    /// and length are multiples of <see cref="HostBlockSize"/>. EOPNOTSUPP, EXDEV, EINVAL: the file system cannot.</summary>
+    public Errno TryClone(FileStorage source, long sourceOffset, long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("clone", offset, length);
+        var request = new CloneRange
+        {
+            Source = source._fd,
+            SourceOffset = (ulong)sourceOffset,
+            SourceLength = (ulong)length,
+            TargetOffset = (ulong)offset,
+        };
+        while (Libc.Clone(_fd, request) != 0)
+        {
+            if (Libc.LastErrno != Errno.EINTR)
+                return Libc.LastErrno;
+        }
+        DirectIo.Raise(ref _length, offset + length);
+        return Errno.None;
+    }
+
     /// <inheritdoc/>
     public void Read(long offset, Span<byte> destination)
     {

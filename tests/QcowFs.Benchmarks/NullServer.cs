@@ -21,6 +21,7 @@ internal sealed unsafe class NullServer
 
     private readonly int _file;
     private readonly long _length;
+    private bool _overRings;
 
     private NullServer(int file, long length)
     {
@@ -29,11 +30,17 @@ internal sealed unsafe class NullServer
     }
 
     /// <summary>Covers the regular file <paramref name="mountPoint"/> with <paramref name="path"/> and serves until unmounted.</summary>
-    public static void Run(string mountPoint, string path, int threads)
+    public static void Run(string mountPoint, string path, int threads, bool overRings = false)
     {
         var server = new NullServer(LibC.Open(path), new FileInfo(path).Length);
         int connection = LibC.Open("/dev/fuse");
         LibC.Mount("null-server", mountPoint, "fuse.null-server", $"fd={connection},rootmode=100000,user_id=0,group_id=0,allow_other,default_permissions");
+
+        if (overRings)
+        {
+            server.RunOverRings(connection);
+            return;
+        }
 
         // The kernel sends INIT first and holds everything else back until it is answered, so one thread may begin alone.
         var workers = Enumerable.Range(1, threads - 1)
@@ -44,7 +51,23 @@ internal sealed unsafe class NullServer
         workers.ForEach(worker => worker.Join());
     }
 
-    private void Serve(int device)
+    // INIT and FORGET come over the device.
+    private void RunOverRings(int connection)
+    {
+        _overRings = true;
+        Serve(connection, onlyInit: true);
+        var rings = Enumerable.Range(0, Environment.ProcessorCount)
+            .Select(processor => new Thread(() => NullRing.Serve(connection, processor, MaxTransfer, AnswerInRing)))
+            .ToList();
+        rings.ForEach(ring => ring.Start());
+        Serve(connection);
+        rings.ForEach(ring => ring.Join());
+    }
+
+    private int AnswerInRing(byte* header, byte* structure, byte* payload, out int errno) =>
+        Answer((Opcode)(*(uint*)(header + 4)), structure, payload, payload, out errno);
+
+    private void Serve(int device, bool onlyInit = false)
     {
         // Requests are read at page - 80, so that a WRITE's payload is page-aligned; a READ's payload is page-aligned too.
         byte* request = (byte*)NativeMemory.AlignedAlloc(PageSize + MaxTransfer, PageSize) + PageSize - WriteHeader;
@@ -69,7 +92,7 @@ internal sealed unsafe class NullServer
                 continue;
             }
 
-            int payload = Answer(request, reply + OutHeader, out int errno);
+            int payload = Answer((Opcode)(*(uint*)(request + 4)), request + InHeader, request + WriteHeader, reply + OutHeader, out int errno);
             if (payload < 0)
             {
                 continue;
@@ -79,24 +102,27 @@ internal sealed unsafe class NullServer
             *(int*)(reply + 4) = -errno;
             *(ulong*)(reply + 8) = *(ulong*)(request + 8);
             _ = LibC.Write(device, reply, (nuint)(OutHeader + payload));
+            if (onlyInit)
+            {
+                return;
+            }
         }
     }
 
     // Returns the length of the reply's payload, or -1 where the kernel wants no reply.
-    private int Answer(byte* request, byte* payload, out int errno)
+    private int Answer(Opcode opcode, byte* body, byte* written, byte* payload, out int errno)
     {
         errno = 0;
-        byte* body = request + InHeader;
-        switch ((Opcode)(*(uint*)(request + 4)))
+        switch (opcode)
         {
             case Opcode.Read:
                 nint read = LibC.PRead(_file, payload, *(uint*)(body + 16), *(long*)(body + 8));
                 errno = read < 0 ? LibC.EIO : 0;
                 return Math.Max((int)read, 0);
             case Opcode.Write:
-                nint written = LibC.PWrite(_file, request + WriteHeader, *(uint*)(body + 16), *(long*)(body + 8));
-                errno = written < 0 ? LibC.EIO : 0;
-                *(long*)payload = written;
+                nint length = LibC.PWrite(_file, written, *(uint*)(body + 16), *(long*)(body + 8));
+                errno = length < 0 ? LibC.EIO : 0;
+                *(long*)payload = length;
                 return errno == 0 ? 8 : 0;
             case Opcode.Sync:
                 errno = LibC.DataSync(_file) < 0 ? LibC.EIO : 0;
@@ -128,7 +154,7 @@ internal sealed unsafe class NullServer
         }
     }
 
-    private static int WriteInit(byte* payload, byte* body)
+    private int WriteInit(byte* payload, byte* body)
     {
         const uint AsyncRead = 1 << 0, BigWrites = 1 << 5, AsyncDirectIo = 1 << 15, ParallelDirectoryOperations = 1 << 18, MaxPages = 1 << 22;
         Clear(payload, 64);
@@ -141,6 +167,14 @@ internal sealed unsafe class NullServer
         *(uint*)(payload + 20) = MaxTransfer;
         *(uint*)(payload + 24) = 1;
         *(ushort*)(payload + 28) = MaxTransfer / PageSize;
+        if (_overRings)
+        {
+            const uint InitExtended = 1 << 30, OverRings = 1 << 9; // the latter in the second word
+            if ((*(uint*)(body + 16) & OverRings) == 0) throw new IOException("the kernel does not offer io_uring: enable_uring of the fuse module is off");
+            *(uint*)(payload + 4) = Math.Min(*(uint*)(body + 4), 42);
+            *(uint*)(payload + 12) |= InitExtended;
+            *(uint*)(payload + 32) = OverRings;
+        }
         return 64;
     }
 

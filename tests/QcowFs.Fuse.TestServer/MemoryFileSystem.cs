@@ -3,6 +3,7 @@
 using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
+using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 
 namespace QcowFs.Fuse.TestServer;
@@ -25,13 +26,19 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     private readonly byte* _memory;
     private readonly int _file = -1;
     private readonly Barrier? _barrier;
+    private readonly SafeFileHandle? _backing;
+    private IBackingFiles? _kernel;
+    private int _backingId;
     private long _nextHandle = 1;
 
     public MemoryFileSystem(Options options)
     {
         _options = options;
         if (options.Backing is { } path)
-            _file = (int)File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite).DangerousGetHandle();
+        {
+            _backing = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
+            _file = (int)_backing.DangerousGetHandle();
+        }
         else
             _memory = (byte*)NativeMemory.AllocZeroed((nuint)options.Size);
         if (options.Rendezvous > 0) _barrier = new Barrier(options.Rendezvous);
@@ -41,7 +48,21 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public ServerStatistics Statistics { get; } = new();
 
     /// <summary>How the served tree looks.</summary>
-    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid);
+    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid)
+    {
+        /// <summary>Whether the kernel serves the disk out of <see cref="Backing"/> by itself; 2: every second open forgets to say so.</summary>
+        public int Passthrough { get; init; }
+    }
+
+    /// <summary>How asking for passthrough went.</summary>
+    public string Passthrough { get; private set; } = "not asked for";
+
+    public void Connected(IBackingFiles? backing)
+    {
+        _kernel = backing;
+        if (_options.Passthrough == 0) return;
+        Passthrough = backing is null ? "not offered" : backing.TryOpen(_backing!, out _backingId).ToString();
+    }
 
     public Errno Lookup(ulong parent, ReadOnlySpan<byte> name, out FuseEntry entry)
     {
@@ -74,7 +95,12 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
 
     public Errno Open(ulong node, int flags, out FuseOpenResult result)
     {
-        Interlocked.Increment(ref Statistics.Opens);
+        long count = Interlocked.Increment(ref Statistics.Opens);
+        if (IsDisk(node) && _backingId > 0 && (_options.Passthrough == 1 || count % 2 != 0))
+        {
+            result = new FuseOpenResult { Handle = (ulong)Interlocked.Increment(ref _nextHandle), Flags = FuseOpenFlags.Passthrough, BackingId = _backingId };
+            return Errno.None;
+        }
         result = new FuseOpenResult
         {
             Handle = (ulong)Interlocked.Increment(ref _nextHandle),
@@ -183,7 +209,12 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         return Errno.None;
     }
 
-    public void Dispose() => _barrier?.Dispose();
+    public void Dispose()
+    {
+        if (_backingId > 0) _kernel!.Close(_backingId);
+        _backing?.Dispose();
+        _barrier?.Dispose();
+    }
 
     private bool IsDisk(ulong node) => node == (_options.FileAsRoot ? IFuseFileSystem.RootNode : Disk);
 

@@ -19,13 +19,18 @@ string mountPoint = args[0];
 string? backing = Option("backing", "") is { Length: > 0 } path ? path : null;
 long size = backing is null ? (long)Number("size-kib", 65536) * 1024 : new FileInfo(backing).Length;
 using var fileSystem = new MemoryFileSystem(new(
-    size, Number("files", 0), backing, File.Exists(mountPoint), args.Contains("--cached"), Number("rendezvous", 0), Libc.GetUserId()));
+    size, Number("files", 0), backing, File.Exists(mountPoint), args.Contains("--cached"), Number("rendezvous", 0), Libc.GetUserId())
+{
+    Passthrough = Number("passthrough", 0),
+});
 var sessionOptions = new FuseSessionOptions
 {
     Threads = Number("threads", 0),
     MaxThreads = Number("max-threads", 16),
     MaxPayload = Number("payload", 1 << 20),
     CloneDevice = !args.Contains("--shared"),
+    Transport = Enum.Parse<FuseTransport>(Option("transport", nameof(FuseTransport.Device))),
+    TransportRefused = reason => Console.Error.WriteLine("no io_uring: " + reason),
     Report = fault =>
     {
         Interlocked.Increment(ref fileSystem.Statistics.Faults);
@@ -68,10 +73,12 @@ string Describe()
     var facts = JsonSerializer.SerializeToNode(fileSystem.Statistics, serializer)!.AsObject();
     facts["Allocated"] = GC.GetTotalAllocatedBytes(precise: true);
     facts["Threads"] = session.ThreadCount;
+    facts["Transport"] = session.Transport.ToString();
     facts["Devices"] = session.DeviceCount;
     Span<FuseRequestInFlight> inFlight = new FuseRequestInFlight[64];
     int count = session.CopyRequestsInFlight(inFlight);
     facts["InFlight"] = count;
+    facts["Passthrough"] = fileSystem.Passthrough;
     facts["InFlightOpcode"] = count > 0 ? inFlight[0].Opcode.ToString() : "";
     return facts.ToJsonString();
 }

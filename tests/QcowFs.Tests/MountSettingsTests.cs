@@ -1,6 +1,7 @@
 // What mount options mean together.
 using QcowFs.CommandLine;
 using QcowFs.Commands;
+using QcowFs.FileSystem;
 using QcowFs.Images;
 using QcowFs.Server;
 using Xunit;
@@ -37,7 +38,7 @@ public sealed class MountSettingsTests
     {
         MountSettings settings = Read(
             "-w", "-f", "raw", "--allow-references=all", "--allow-other", "--uid=7", "--gid=8", "--mode=0640", "--cache-size=64M",
-            "--cache=none", "--threads=3", "--direct-io=on", "--log=x.log", "--foreground", "--nonempty", "-o", "noexec,noatime");
+            "--cache=none", "--threads=3", "--transport=uring", "--direct-io=on", "--log=x.log", "--foreground", "--nonempty", "-o", "noexec,noatime");
         Assert.True(settings.IsWritable && settings.Open.Writable);
         Assert.Equal("raw", settings.Open.Format);
         Assert.Equal(ReferencePolicy.All, settings.Open.References);
@@ -47,7 +48,7 @@ public sealed class MountSettingsTests
         Assert.Equal(0x1A0u, settings.Tree.FileMode);
         Assert.Equal(64L << 20, settings.Open.CacheSize);
         Assert.True(settings.Open.DirectIo);
-        Assert.Equal(3, settings.ThreadCount);
+        Assert.Equal((3, Fuse.FuseTransport.IoUring), (settings.ThreadCount, settings.TransportChoice));
         Assert.True(settings.Tree.AlwaysDirect);
         Assert.Equal("x.log", settings.LogFile);
         Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);
@@ -90,12 +91,28 @@ public sealed class MountSettingsTests
         Assert.True(Read("-w", "--journal", "--dedup").Open is { Journal: not null, Dedup: not null });
     }
 
+    [Theory]
+    [InlineData(PassthroughRule.ReadOnly, false)]
+    [InlineData(PassthroughRule.ReadOnly, true, "--reflink-view")]
+    [InlineData(PassthroughRule.ReadOnly, false, "-w")]
+    [InlineData(PassthroughRule.Writable, false, "-w", "--passthrough")]
+    [InlineData(PassthroughRule.Writable, true, "-o", "writable,passthrough,reflink_view")]
+    [InlineData(PassthroughRule.None, false, "--cache=none")]
+    [InlineData(PassthroughRule.None, true, "--direct-io=on", "--reflink-view")]
+    public void The_kernel_serves_what_it_may(PassthroughRule rule, bool views, params string[] words)
+    {
+        MountSettings settings = Read(words);
+        Assert.Equal((rule, views), (settings.PassthroughRule, settings.MakesViews));
+    }
+
     [Fact]
     public void Writable_files_are_0600() => Assert.Equal(0x180u, Read("-o", "writable").Tree.FileMode);
 
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
     [InlineData("--stream: needs --writable; give -w too", "--stream")]
+    [InlineData("--passthrough: needs --writable; give -w too; what is read-only needs no option for it", "--passthrough")]
+    [InlineData("--passthrough: is not possible with --cache=none; leave one of them out: the kernel would use the page cache", "-w", "--passthrough", "--cache=none")]
     [InlineData("--stream: 1024 bytes a second are too few; give at least 64k", "-w", "--stream=1k")]
     [InlineData("--stream: \"much\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--stream=much")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]
@@ -114,6 +131,7 @@ public sealed class MountSettingsTests
     [InlineData("--journal: 1073741824 bytes are not a journal's size; give 1M to 64M", "-w", "--journal=1G")]
     [InlineData("--journal: \"x\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--journal=x")]
     [InlineData("--threads: \"0\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=0")]
+    [InlineData("--transport: \"ring\" is not one of its values; use auto, device, uring", "--transport=ring")]
     [InlineData("--threads: \"x\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=x")]
     [InlineData("--mode: \"0888\" is not an octal mode up to 0777; give one such as 0640", "--mode=0888")]
     [InlineData("--mode: \"1777\" is not an octal mode up to 0777; give one such as 0640", "--mode=1777")]

@@ -22,6 +22,10 @@ internal sealed record MountSettings
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
     { ValueIsOptional = true };
+    public static readonly Option Passthrough = new(
+        "passthrough", "let the kernel write a disk that is a plain file directly: as fast as the file, and past the end it grows");
+    public static readonly Option ReflinkView = new(
+        "reflink-view", "let the kernel read a read-only disk directly, through a hidden file that shares the image's blocks (XFS, Btrfs)");
     public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
@@ -30,6 +34,8 @@ internal sealed record MountSettings
     public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
     public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
     public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
+    public static readonly Option Transport = new(
+        "transport", "how requests come: device, uring (io_uring), or auto: io_uring where the kernel offers it", "HOW");
     public static readonly Option DirectIo = new(
         "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
     public static readonly Option NoPartitions = new("no-partitions", "show no files for partitions");
@@ -40,8 +46,8 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Journal, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
-        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
+        Writable, Overlay, Stream, Journal, Passthrough, ReflinkView, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        CacheSize, Cache, Threads, Transport, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.
@@ -54,6 +60,12 @@ internal sealed record MountSettings
     public required OpenOptions Open { get; init; }
 
     public required FileSystem.TreeSettings Tree { get; init; }
+
+    /// <summary>Which disks the kernel may serve by itself.</summary>
+    public FileSystem.PassthroughRule PassthroughRule { get; init; }
+
+    /// <summary>Whether views are made of read-only disks, so that the kernel can serve them.</summary>
+    public bool MakesViews { get; init; }
 
     /// <summary>Whether what is mounted can be written, be it the image or an overlay.</summary>
     public bool IsWritable => Open.Writable || HasOverlay;
@@ -69,6 +81,8 @@ internal sealed record MountSettings
     public bool MayCoverFiles { get; init; }
 
     public int ThreadCount { get; init; }
+
+    public Fuse.FuseTransport TransportChoice { get; init; }
 
     public string? LogFile { get; init; }
 
@@ -95,6 +109,10 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
+        if (!changesImage && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
+        if (line.Has(Passthrough) && line.Choice(Cache, "host", "none") == "none")
+            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
         if (!changesImage && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
@@ -107,8 +125,13 @@ internal sealed record MountSettings
         {
             throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
+        // Who wants no page cache in between gets every request served here.
+        bool usesCache = direct != "on" && (line.Choice(Cache, "host", "none") ?? "host") == "host";
         return new MountSettings
         {
+            PassthroughRule = !usesCache ? FileSystem.PassthroughRule.None
+                : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable : FileSystem.PassthroughRule.ReadOnly,
+            MakesViews = line.Has(ReflinkView),
             Source = line.Operands[0],
             MountPoint = line.Operands[1],
             Open = OpenFrom(line, changesImage),
@@ -126,6 +149,12 @@ internal sealed record MountSettings
             OthersAllowed = line.Has(AllowOther),
             MayCoverFiles = line.Has(NonEmpty),
             ThreadCount = (int)(line.Number(Threads, 1, 256) ?? 0),
+            TransportChoice = line.Choice(Transport, "auto", "device", "uring") switch
+            {
+                "device" => Fuse.FuseTransport.Device,
+                "uring" => Fuse.FuseTransport.IoUring,
+                _ => Fuse.FuseTransport.Automatic,
+            },
             LogFile = line.Value(Log),
             StaysInForeground = line.Has(Foreground),
             NoExec = line.MountWords.Contains("noexec"),

@@ -1,15 +1,24 @@
-// A memory file through the real kernel, mounted by mount(2).
+// A memory file through the real kernel, mounted by mount(2), over each transport.
 using System.Diagnostics;
 
 namespace QcowFs.Fuse.Tests.Mounts;
 
-public sealed class RootMountTests : IDisposable
+public abstract class RootMountTests : IDisposable
 {
+    private readonly FuseTransport _transport;
     private ServedMount? _mount;
 
-    public RootMountTests() => ServedMount.Require();
+    protected RootMountTests(FuseTransport transport)
+    {
+        ServedMount.Require();
+        _transport = transport;
+    }
 
-    public void Dispose() => _mount?.Dispose();
+    public void Dispose()
+    {
+        _mount?.Dispose();
+        GC.SuppressFinalize(this);
+    }
 
     [SkippableFact]
     public void The_mount_shows_the_file_as_it_was_told()
@@ -61,6 +70,49 @@ public sealed class RootMountTests : IDisposable
             """).Succeeded();
         Assert.Equal(6, mount.Statistic("MostConcurrentWrites"));
         Assert.True(mount.Statistic("Threads") >= 6);
+    }
+
+    [SkippableFact]
+    public void Passthrough_serves_a_host_file_without_a_request_and_ignores_our_size()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", prepare: "truncate -s 1M /mnt/backing");
+        Assert.Equal("None", mount.Statistics()["Passthrough"]!.GetValue<string>());
+        mount.Run("""
+            dd if=/dev/urandom of=random bs=64k count=16 status=none
+            dd if=random of=$D bs=64k conv=notrunc,fsync status=none
+            cmp random backing && cmp random $D
+            dd if=$D of=/dev/null bs=4k iflag=direct status=none
+            python3 -c '
+            import mmap, os
+            f = os.open("m/disk", os.O_RDWR)
+            m = mmap.mmap(f, 1 << 20)
+            m[4096:4100] = b"mapd"
+            m.flush()
+            assert os.pread(f, 4, 4096) == b"mapd"
+            assert os.pwrite(f, b"past", 1 << 20) == 4
+            '
+            test $(stat -c %s backing) = $((1048576 + 4))
+            """.ReplaceLineEndings("\n")).Succeeded();
+        var statistics = mount.Statistics();
+        Assert.Equal((0, 0), (statistics["Reads"]!.GetValue<int>(), statistics["Writes"]!.GetValue<int>()));
+        Assert.Equal(1, statistics["Syncs"]!.GetValue<int>()); // fsync comes all the same; msync is the host file's own
+    }
+
+    [SkippableFact]
+    public void The_kernel_refuses_to_open_one_node_both_ways()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 2", prepare: "truncate -s 1M /mnt/backing");
+        mount.Run("exec 3<$D; dd if=$D of=/dev/null bs=4k count=1 2>&1 | grep -q 'Input/output error'").Succeeded();
+        mount.Run("dd if=/dev/zero of=/dev/null count=1 status=none; exec 3<$D; exec 3<&-; cat $D | cmp - backing").Succeeded();
+    }
+
+    [SkippableFact]
+    public void A_server_without_privilege_is_told_EPERM()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", asUser: true, prepare: "truncate -s 1M /mnt/backing; chmod 666 /mnt/backing");
+        Assert.Equal("EPERM", mount.Statistics()["Passthrough"]!.GetValue<string>());
+        mount.Run("cmp $D backing").Succeeded();
+        Assert.True(mount.Statistic("Reads") > 0);
     }
 
     [SkippableFact]
@@ -198,7 +250,7 @@ public sealed class RootMountTests : IDisposable
     [SkippableFact]
     public void A_regular_file_is_covered_and_is_the_disk()
     {
-        _mount = ServedMount.Start(mountPoint: "/mnt/file");
+        _mount = ServedMount.Start($"--transport {_transport}", mountPoint: "/mnt/file");
         Assert.Contains("ready direct=True", _mount.FirstLine, StringComparison.Ordinal);
         _mount.Run("test $(stat -c %s file) = 67108864 && tr '\\0' y </dev/zero | dd of=file bs=1M count=1 iflag=fullblock oflag=direct conv=notrunc status=none && test $(head -c 3 file) = yyy").Succeeded();
         _mount.Tell("unmount");
@@ -229,22 +281,6 @@ public sealed class RootMountTests : IDisposable
     }
 
     [SkippableFact]
-    public void One_descriptor_can_be_shared_by_all_threads()
-    {
-        ServedMount mount = Serve("--shared --threads 4");
-        mount.Run("fio --name=x --filename=$D --size=64M --rw=randrw --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --io_size=32M --verify=crc32c --output-format=terse >/dev/null").Succeeded();
-        var statistics = mount.Statistics();
-        Assert.Equal((4, 1), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
-    }
-
-    [SkippableFact]
-    public void Each_thread_has_a_descriptor_of_its_own_where_the_device_can_be_opened()
-    {
-        var statistics = Serve("--threads 4").Statistics();
-        Assert.Equal((4, 4), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
-    }
-
-    [SkippableFact]
     public void A_read_only_mount_refuses_changes_in_the_kernel()
     {
         ServedMount mount = Serve("--read-only");
@@ -262,10 +298,29 @@ public sealed class RootMountTests : IDisposable
         Assert.Equal((65536, 65536), (statistics["LargestRead"]!.GetValue<int>(), statistics["LargestWrite"]!.GetValue<int>()));
     }
 
-    private ServedMount Serve(string arguments = "")
+    private protected ServedMount Serve(string arguments = "", string prepare = "", bool asUser = false)
     {
-        _mount = ServedMount.Start(arguments);
+        _mount = ServedMount.Start($"--transport {_transport} {arguments}", asUser, prepare);
         Assert.StartsWith("ready", _mount.FirstLine, StringComparison.Ordinal);
         return _mount;
+    }
+}
+
+public sealed class DeviceMountTests() : RootMountTests(FuseTransport.Device)
+{
+    [SkippableFact]
+    public void One_descriptor_can_be_shared_by_all_threads()
+    {
+        ServedMount mount = Serve("--shared --threads 4");
+        mount.Run("fio --name=x --filename=$D --size=64M --rw=randrw --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --io_size=32M --verify=crc32c --output-format=terse >/dev/null").Succeeded();
+        var statistics = mount.Statistics();
+        Assert.Equal((4, 1), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
+    }
+
+    [SkippableFact]
+    public void Each_thread_has_a_descriptor_of_its_own_where_the_device_can_be_opened()
+    {
+        var statistics = Serve("--threads 4").Statistics();
+        Assert.Equal((4, 4), (statistics["Threads"]!.GetValue<int>(), statistics["Devices"]!.GetValue<int>()));
     }
 }

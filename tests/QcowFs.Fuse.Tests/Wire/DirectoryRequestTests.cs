@@ -1,4 +1,5 @@
 // Byte for byte: listings.
+using QcowFs.Fuse.Wire;
 using QcowFs.Native;
 
 namespace QcowFs.Fuse.Tests.Wire;
@@ -103,7 +104,8 @@ public sealed class DirectoryRequestTests
         {
             byte[] reply = fixture.Serve(request);
             fixture.FileSystem.Calls.Clear();
-            fixture.Dispatcher.Undo(request, reply);
+            Assert.True(Message.TryRead(request, out InHeader header));
+            fixture.Dispatcher.Undo(in header, reply);
             Assert.Equal(calls, fixture.FileSystem.Calls);
         }
     }
