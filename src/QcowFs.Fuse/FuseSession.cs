@@ -129,6 +129,11 @@ public sealed unsafe class FuseSession : IDisposable
     /// <summary>How requests come; meant after <see cref="Start"/>.</summary>
     public FuseTransport Transport => _rings is not null && !Volatile.Read(ref _ringsRefused) ? FuseTransport.IoUring : FuseTransport.Device;
 
+    /// <summary>Tells that handlers are going to wait for somebody, for as long as that may take, or no longer. When it returns, a request that
+    /// waits holds up no other, whatever the transport: over io_uring every request goes to a worker. Callable from any thread that serves
+    /// no request.</summary>
+    public void ExpectWaits(bool expected) => _rings?.HandOverAll(expected);
+
     /// <summary>Faults that could not be told because <see cref="FuseSessionOptions.Report"/> threw.</summary>
     public long UnreportedFaults => _dispatcher.UnreportedFaults;
 

@@ -14,7 +14,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public const ulong Disk = 2;
     /// <summary>Reading throws, fsync answers ENOSYS, writing claims more than it was given.</summary>
     public const ulong Fault = 3;
-    /// <summary>A write waits until as many writes as <see cref="Options.Rendezvous"/> are in hand.</summary>
+    /// <summary>A read, write, fsync or fallocate waits until as many as <see cref="Options.Rendezvous"/> are in hand.</summary>
     public const ulong Rendezvous = 4;
     private const ulong FirstEmpty = 100;
 
@@ -41,7 +41,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public ServerStatistics Statistics { get; } = new();
 
     /// <summary>How the served tree looks.</summary>
-    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid);
+    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid, int DelayMs);
 
     public Errno Lookup(ulong parent, ReadOnlySpan<byte> name, out FuseEntry entry)
     {
@@ -89,6 +89,8 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     {
         count = 0;
         if (node == Fault) throw new InvalidDataException("this file cannot be read");
+        if (node == Rendezvous) return MeetOthers();
+        if (_options.DelayMs > 0) Delay();
         if (!IsDisk(node) || offset >= _options.Size) return Errno.None;
         count = (int)Math.Min(destination.Length, _options.Size - offset);
         Interlocked.Increment(ref Statistics.Reads);
@@ -134,12 +136,14 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public Errno Sync(ulong node, ulong handle, bool dataOnly)
     {
         if (node == Fault) return Errno.ENOSYS;
+        if (node == Rendezvous && _barrier is not null) return MeetOthers();
         Interlocked.Increment(ref dataOnly ? ref Statistics.DataSyncs : ref Statistics.Syncs);
         return Errno.None;
     }
 
     public Errno Allocate(ulong node, ulong handle, long offset, long length, int mode)
     {
+        if (node == Rendezvous && _barrier is not null) return MeetOthers();
         if (!IsDisk(node) || mode is not (PunchHole | KeepSize or ZeroRange or (ZeroRange | KeepSize))) return Errno.EOPNOTSUPP;
         if (offset + length > _options.Size) return Errno.ENOSPC;
         if (_file < 0) NativeMemory.Clear(_memory + offset, (nuint)length);
@@ -194,6 +198,14 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         bool met = _barrier!.SignalAndWait(TimeSpan.FromSeconds(20));
         Interlocked.Decrement(ref Statistics.ConcurrentWrites);
         return met ? Errno.None : Errno.ETIMEDOUT;
+    }
+
+    private void Delay()
+    {
+        long now = Interlocked.Increment(ref Statistics.ConcurrentReads);
+        ServerStatistics.Raise(ref Statistics.MostConcurrentReads, now);
+        Thread.Sleep(_options.DelayMs);
+        Interlocked.Decrement(ref Statistics.ConcurrentReads);
     }
 
     private void CountMisaligned(byte* buffer)

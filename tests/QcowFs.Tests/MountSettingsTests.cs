@@ -47,7 +47,7 @@ public sealed class MountSettingsTests
         Assert.Equal(0x1A0u, settings.Tree.FileMode);
         Assert.Equal(64L << 20, settings.Open.CacheSize);
         Assert.True(settings.Open.DirectIo);
-        Assert.Equal((3, Fuse.FuseTransport.IoUring), (settings.ThreadCount, settings.Transport));
+        Assert.Equal((3, Fuse.FuseTransport.IoUring), (settings.ThreadCount, settings.TransportChoice));
         Assert.True(settings.Tree.AlwaysDirect);
         Assert.Equal("x.log", settings.LogFile);
         Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);

@@ -66,7 +66,7 @@ public sealed class SettingsTests : IDisposable
         Assert.True(settings.OthersAllowed && settings.Open.DirectIo && settings.Tree.AlwaysDirect);
         Assert.Equal((7u, 8u, 0x1A0u), (settings.Tree.Uid, settings.Tree.Gid, settings.Tree.FileMode));
         Assert.Equal(64L << 20, settings.Open.CacheSize);
-        Assert.Equal((3, Fuse.FuseTransport.Device), (settings.ThreadCount, settings.Transport));
+        Assert.Equal((3, Fuse.FuseTransport.Device), (settings.ThreadCount, settings.TransportChoice));
         Assert.Equal("/var/log/x", settings.LogFile);
         // Every setting is in this file, but for those that are about deduplication alone.
         Assert.Equal(

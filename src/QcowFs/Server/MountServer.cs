@@ -33,6 +33,7 @@ internal sealed class MountServer : IDisposable
     private Receipt? _receipt; // set before _ended
     private int _terminations;
     private volatile bool _frozen;
+    private volatile FuseSession? _session;
 
     private MountServer(MountSettings settings)
     {
@@ -133,13 +134,14 @@ internal sealed class MountServer : IDisposable
         {
             Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
             ResidentMemory = IsResident,
-            Transport = _settings.Transport,
+            Transport = _settings.TransportChoice,
             TransportRefused = reason => _log.Write($"io_uring is not used: {reason}"),
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
             Served = DiskFileSystem.Served,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
         });
+        _session = session;
         try
         {
             session.Start();
@@ -235,6 +237,7 @@ internal sealed class MountServer : IDisposable
     {
         _frozen = false;
         _fileSystem.Thaw();
+        _session?.ExpectWaits(false);
     }
 
     /// <summary>Answers a request of the control socket; on a thread of its own.</summary>
@@ -281,6 +284,7 @@ internal sealed class MountServer : IDisposable
         switch (state)
         {
             case "freeze":
+                _session?.ExpectWaits(true);
                 _fileSystem.Freeze();
                 _frozen = true;
                 break;

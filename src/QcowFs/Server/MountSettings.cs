@@ -72,7 +72,7 @@ internal sealed record MountSettings
 
     public int ThreadCount { get; init; }
 
-    public Fuse.FuseTransport Transport { get; init; }
+    public Fuse.FuseTransport TransportChoice { get; init; }
 
     public string? LogFile { get; init; }
 
@@ -132,7 +132,7 @@ internal sealed record MountSettings
             OthersAllowed = line.Has(AllowOther),
             MayCoverFiles = line.Has(NonEmpty),
             ThreadCount = (int)(line.Number(Threads, 1, 256) ?? 0),
-            Transport = line.Choice(Transport, "auto", "device", "uring") switch
+            TransportChoice = line.Choice(Transport, "auto", "device", "uring") switch
             {
                 "device" => Fuse.FuseTransport.Device,
                 "uring" => Fuse.FuseTransport.IoUring,
