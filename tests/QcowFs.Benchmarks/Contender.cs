@@ -62,7 +62,7 @@ internal abstract record Contender(string Name)
         .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
         {
             "bare" => new BareFile(),
-            "null" => new NullServerContender(),
+            "null" => new NullServerContender(options.OverIoUring),
             "qemu" => new QemuExport("qemu", "qcow2"),
             "qemu-vhdx" => new QemuExport("qemu-vhdx", "vhdx"),
             "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
@@ -110,22 +110,23 @@ internal sealed record BareFile() : Contender("bare")
 }
 
 /// <summary>This program's null server over a plain file.</summary>
-internal sealed record NullServerContender() : Contender("null")
+internal sealed record NullServerContender(bool OverIoUring) : Contender("null")
 {
     public override string Extension => "raw";
 
     public override bool HasEmptyDisks => false;
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint);
+    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint, OverIoUring);
 
     private sealed class Disk : ServedDisk
     {
         private readonly Process _process;
 
-        public Disk(string file, string mountPoint)
+        public Disk(string file, string mountPoint, bool overIoUring)
             : base(mountPoint)
         {
-            _process = Command.Start(Environment.ProcessPath!, ["null-server", mountPoint, file]);
+            string[] how = overIoUring ? ["--io-uring"] : [];
+            _process = Command.Start(Environment.ProcessPath!, ["null-server", .. how, mountPoint, file]);
             AwaitMount(mountPoint, _process);
         }
 

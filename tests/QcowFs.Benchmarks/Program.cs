@@ -70,6 +70,7 @@ internal static class Program
 
         if (rows.Count > 0)
         {
+            using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
             failed = RunFio(options, rows, cancellation.Token);
         }
 
