@@ -95,7 +95,7 @@ internal sealed unsafe class RingChannel : Channel, IDisposable
     {
         _abandoned = true;
         _begun.Set();
-        if (_thread is { ThreadState: not ThreadState.Unstarted } thread) thread.Join();
+        if (_thread is { IsAlive: true } thread) thread.Join();
     }
 
     /// <summary>Waits until the thread runs no handler that began before the backlog was told to take all.</summary>

@@ -233,6 +233,21 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    private void Freeze()
+    {
+        _session?.ExpectWaits(true);
+        try
+        {
+            _fileSystem.Freeze();
+        }
+        catch
+        {
+            _session?.ExpectWaits(false);
+            throw;
+        }
+        _frozen = true;
+    }
+
     private void Thaw()
     {
         _frozen = false;
@@ -284,9 +299,7 @@ internal sealed class MountServer : IDisposable
         switch (state)
         {
             case "freeze":
-                _session?.ExpectWaits(true);
-                _fileSystem.Freeze();
-                _frozen = true;
+                Freeze();
                 break;
             case "thaw":
                 Thaw();
