@@ -12,7 +12,7 @@ export DOTNET_CLI_TELEMETRY_OPTOUT := 1
 export DOTNET_NOLOGO := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build test soak demo bench lint deps deps-bench sdk install clean
+.PHONY: help build test soak demo bench bench-scale bench-micro lint deps deps-bench sdk install clean
 
 help: ## show this list
 	@printf 'QcowFs: make TARGET\n\n'
@@ -24,14 +24,20 @@ build: sdk ## release build; the program is build/qcowfs
 test: deps build ## everything that CI runs; last line: N passed, N failed, N skipped
 	@$(ROOT)/tests/run-tests.sh
 
-soak: deps build ## the long runs with new seeds each round (MINUTES=60)
-	@$(ROOT)/tests/soak.sh $(or $(MINUTES),60)
+soak: deps build ## the long runs with new seeds each round (MINUTES=60, STEPS=100000000 of the invariants at least)
+	@$(ROOT)/tests/soak.sh $(or $(MINUTES),60) $(or $(STEPS),100000000)
 
 demo: deps build ## the main job, on a fresh machine: make a disk, mount it, use it, check it
 	@$(ROOT)/packaging/demo.sh $(OUTPUT)/qcowfs
 
-bench: deps-bench build ## side by side with QEMU's FUSE export and a null FUSE server (BENCH="--rounds 5 ...")
-	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- bench --qcowfs $(OUTPUT)/qcowfs $(BENCH)
+bench: deps-bench build ## QcowFs, its peers and a null FUSE server in turns; results in build/bench (BENCH="--rounds 5 ...")
+	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- bench --qcowfs $(OUTPUT)/qcowfs --report $(OUTPUT)/bench $(BENCH)
+
+bench-scale: deps build ## cost over virtual size, snapshots and layers, as a table (SCALE="--report DIRECTORY")
+	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- scale --qcowfs $(OUTPUT)/qcowfs $(SCALE)
+
+bench-micro: deps sdk ## the pieces of the hot path by themselves (MICRO="lookup cache commit hash request")
+	@$(DOTNET) run --project $(ROOT)/tests/QcowFs.Benchmarks -c Release -- micro $(MICRO)
 
 lint: sdk ## format, code style and analysers, all as errors
 	@$(DOTNET) format $(ROOT)/QcowFs.sln --verify-no-changes --severity warn
@@ -40,7 +46,8 @@ lint: sdk ## format, code style and analysers, all as errors
 deps: ## install the Debian packages that build and tests need, if any is missing
 	@$(ROOT)/packaging/deps.sh
 
-deps-bench: deps ## the same for bench (nothing beyond deps at present)
+deps-bench: deps ## the same for what only bench uses
+	@$(ROOT)/packaging/deps.sh bench
 
 sdk:
 	@$(DOTNET) --list-sdks 2>/dev/null | grep -q '^10\.' || { \

@@ -1,12 +1,16 @@
 #!/bin/sh
 # Installs the Debian packages that building, the tests, the demo and the benchmarks use. Does nothing, and needs no
 # network, when all are there. Without root it says what to run and goes on: most of the tests work without some of them.
+# `deps.sh bench` is about the packages that only the benchmarks compare with.
 set -eu
 
 # fuse3: fusermount3. qemu-utils, qemu-system-common: qemu-img, qemu-io, qemu-storage-daemon. libz, libzstd, libxxhash: loaded
 # by the program. The rest is what the tests, the demo and the benchmarks run on a mounted disk.
 packages='fuse3 qemu-utils qemu-system-common fio e2fsprogs xfsprogs dosfstools fdisk fuse2fs parted rsync strace
           util-linux mount procps libzstd1 libxxhash0 zlib1g bzip2 libvhdi-utils ntfs-3g'
+
+# qcowmount; nbdfuse, which serves what qemu-nbd has.
+[ "${1-}" != bench ] || packages='libqcow-utils libnbd-bin'
 
 missing=
 for package in $packages; do

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run-tests.sh [NAME...]: builds and runs every test project (or those whose name contains a NAME), one after the other,
 # and ends with the sum of their real counts. Exits with 1 if a test failed, a project crashed, hung or reported nothing,
-# anything was left behind, or, in CI, a test was skipped.
+# anything was left behind, or, in CI, a test was skipped. What failed, and why, is said once more at the very end: the last
+# lines of a run are enough to know.
 #
 # All temporary files of the run are kept in one directory, and all its processes carry one variable: so what is left
 # behind at the end is found exactly, named, and cleaned up, whatever else this machine is doing.
@@ -12,6 +13,7 @@ dotnet=${DOTNET:-dotnet}
 results=${QCOWFS_TEST_RESULTS:-$root/build/test-results}
 hang_limit=${QCOWFS_HANG_LIMIT:-20m}    # one test without an end
 project_limit=${QCOWFS_PROJECT_LIMIT:-90m}
+configuration=${QCOWFS_CONFIGURATION:-Debug}
 
 export QCOWFS_PROGRAM=$root/build/qcowfs
 export MSBUILDDISABLENODEREUSE=1 DOTNET_CLI_USE_MSBUILD_SERVER=0 DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
@@ -80,14 +82,65 @@ counter() {
     grep -o '<Counters [^>]*>' "$1" | grep -o " $2=\"[0-9]*\"" | grep -o '[0-9]*'
 }
 
+# The failed tests of a result file: for each its name with the line of the test, and the start of its message.
+failures() {
+    awk '
+    function attribute(line, name) {
+        return match(line, " " name "=\"[^\"]*\"") ? substr(line, RSTART + length(name) + 3, RLENGTH - length(name) - 4) : ""
+    }
+    function plain(text) {
+        gsub(/&#x[DdAa];/, " ", text); gsub(/&lt;/, "<", text); gsub(/&gt;/, ">", text)
+        gsub(/&quot;/, "\"", text); gsub(/&apos;|&#39;/, "\047", text); gsub(/&amp;/, "\\&", text)
+        sub(/[ \t]+$/, "", text)
+        return length(text) > 300 ? substr(text, 1, 297) "..." : text
+    }
+    function flush() {
+        if (name == "") return
+        printf "FAILED %s%s\n", plain(name), place == "" ? "" : " (" place ")"
+        for (i = 1; i <= lines; i++) printf "    %s\n", plain(message[i])
+        name = place = ""
+        lines = inside = 0
+    }
+    /<UnitTestResult / {
+        flush()
+        if (attribute($0, "outcome") == "Failed") name = attribute($0, "testName")
+    }
+    /<\/Results>/ { flush() }
+    name == "" { next }
+    /<Message>/ { inside = 1; sub(/.*<Message>/, "") }
+    inside {
+        line = $0
+        if (sub(/<\/Message>.*/, "", line)) inside = 0
+        sub(/^[ \t]+/, "", line); sub(/[ \t\r]+$/, "", line)
+        if (line != "" && lines < 3) message[++lines] = line
+    }
+    match($0, / in [^:]*Tests\/[^:]*\.cs:line [0-9]+/) {
+        place = substr($0, RSTART, RLENGTH)
+        sub(/.*\//, "", place); sub(/:line /, ":", place)
+    }' "$1"
+}
+
+# The same of all projects, and the tests that a crash or a hang ended; bounded: the last lines of a log have to hold it.
+list_failures() {
+    local file
+    {
+        for file in "$results"/*.trx; do
+            [ -s "$file" ] && failures "$file"
+        done
+        find "$results" -name 'Sequence_*.xml' -exec grep -ho '<Test [^>]*Completed="False"[^>]*>' {} + 2>/dev/null |
+            sed 's/.* DisplayName="\([^"]*\)".*/UNFINISHED \1/'
+    } | awk 'NR <= 60; END { if (NR > 60) printf "... and %d lines more: see build/test-results\n", NR - 60 }'
+}
+
 run_project() {
     local project=$1 name file status total executed ok bad
     name=$(basename "$project" .csproj)
     file=$results/$name.trx
     printf '\n== %s\n' "$name"
-    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build --results-directory "$results" \
+    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build -c "$configuration" --results-directory "$results" \
         --logger "trx;LogFileName=$name.trx" --logger 'console;verbosity=minimal' \
-        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none </dev/null
+        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none \
+        ${QCOWFS_TEST_FILTER:+--filter "$QCOWFS_TEST_FILTER"} </dev/null
     status=$?
 
     if [ ! -s "$file" ] || ! total=$(counter "$file" total) || [ "$total" -eq 0 ]; then
@@ -130,11 +183,12 @@ finish() {
     if [ "${#troubles[@]}" -gt 0 ]; then
         printf 'run-tests: %s\n' "${troubles[@]}"
     fi
+    list_failures
     printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
     [ "${#troubles[@]}" -eq 0 ] && exit 0
     exit 1
 }
-"$dotnet" build "$root/QcowFs.sln" -v quiet </dev/null || {
+"$dotnet" build "$root/QcowFs.sln" -c "$configuration" -v quiet </dev/null || {
     printf '\nrun-tests: the build failed\n0 passed, 1 failed, 0 skipped\n'
     exit 1
 }

@@ -8,22 +8,32 @@ internal sealed class UsageException(string message) : Exception(message);
 
 internal sealed record BenchOptions
 {
+    /// <summary>Everybody that can be compared.</summary>
+    public static IReadOnlyList<string> AllContenders { get; } =
+        ["bare", "null", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full"];
+
     public const string Usage = """
-        QcowFs.Benchmarks bench [options]         fio side by side: null FUSE server, QEMU's FUSE export, QcowFs
+        QcowFs.Benchmarks bench [options]         fio side by side: QcowFs, its peers, a null FUSE server
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare,null,qemu,qcowfs (over qcow2), qcowfs over raw,add-cow,
-                               add-cow-full (all in its image file),vhdx, and QEMU over vhdx: qemu-vhdx;
-                               default null,qemu,qcowfs
+          --contenders LIST    of bare (the plain file), null, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
+                               qemu-vhdx, and QcowFs over vhdx, raw, add-cow, add-cow-full (all in its image file);
+                               default: all that are installed here
+          --qemu PATH          another qemu-storage-daemon, which competes as qemu-new
           --rows LIST          rows whose name contains one of the words
-          --rounds N           rounds, the contenders in turns in each (default 3)
-          --seconds N          for each timed run (default 4)
-          --size MIB           of the prepared disk (default 1024)
+          --rounds N           rounds, the contenders in turns in each (default 5)
+          --seconds N          for each timed run (default 3)
+          --size MIB           of the prepared disk (default 1024, or less where memory is short)
           --place tmpfs|disk   where all rows run (default: each row its own)
           --disk DIRECTORY     a directory on a real disk (default /var/tmp)
           --io-uring           null server and QcowFs over io_uring; the kernel's switch is turned on meanwhile
+          --report DIRECTORY   writes BENCHMARKS.md and a plot there
           --quick              one round, two seconds, 256 MiB
           --list               name the rows and end
+        QcowFs.Benchmarks scale --qcowfs PATH [--report DIRECTORY]
+          cost over virtual size, snapshots and layers, as a table
+        QcowFs.Benchmarks micro [WORD...]
+          micro-benchmarks whose name contains one of the words
         QcowFs.Benchmarks null-server [--threads N | --io-uring] MOUNTPOINT FILE
           covers the regular file MOUNTPOINT with FILE until unmounted; needs root
         """;
@@ -32,15 +42,17 @@ internal sealed record BenchOptions
 
     public string? MountOptions { get; private set; }
 
-    public IReadOnlyList<string> Contenders { get; private set; } = ["null", "qemu", "qcowfs"];
+    public IReadOnlyList<string> Contenders { get; private set; } = AllContenders;
+
+    public string? NewerQemu { get; private set; }
 
     public IReadOnlyList<string> Rows { get; private set; } = [];
 
-    public int Rounds { get; private set; } = 3;
+    public int Rounds { get; private set; } = 5;
 
-    public int Seconds { get; private set; } = 4;
+    public int Seconds { get; private set; } = 3;
 
-    public long DiskSize { get; private set; } = 1L << 30;
+    public long DiskSize { get; private set; }
 
     public Place? Place { get; private set; }
 
@@ -48,6 +60,8 @@ internal sealed record BenchOptions
 
     /// <summary>Whether the null server and QcowFs have their requests over io_uring.</summary>
     public bool OverIoUring { get; private set; }
+
+    public string? ReportDirectory { get; private set; }
 
     public bool ListOnly { get; private set; }
 
@@ -68,6 +82,8 @@ internal sealed record BenchOptions
                 case "--qcowfs": options.QcowFs = Path.GetFullPath(Value()); break;
                 case "--mount-options": options.MountOptions = Value(); break;
                 case "--contenders": options.Contenders = List(); break;
+                case "--qemu": options.NewerQemu = Path.GetFullPath(Value()); break;
+                case "--report": options.ReportDirectory = Value(); break;
                 case "--rows": options.Rows = List(); break;
                 case "--rounds": options.Rounds = Number(); break;
                 case "--seconds": options.Seconds = Number(); break;
@@ -82,7 +98,19 @@ internal sealed record BenchOptions
         }
 
         if (options.OverIoUring) options.MountOptions = options.MountOptions is { } given ? $"{given},transport=uring" : "transport=uring";
+        if (options.DiskSize == 0)
+            options.DiskSize = SizeThatFits(options.Contenders.Count);
         return options;
+    }
+
+    // On tmpfs every contender's disk is memory; half of what there is stays free.
+    private static long SizeThatFits(int contenders)
+    {
+        const long largest = 1L << 30, smallest = 128L << 20;
+        long size = largest;
+        while (size > smallest && size * (contenders + 1) > Machine.AvailableMemory / 2)
+            size /= 2;
+        return size;
     }
 
     private static Place ParsePlace(string value) => value switch

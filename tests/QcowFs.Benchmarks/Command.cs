@@ -42,6 +42,20 @@ internal static class Command
         }
     }
 
+    /// <summary>Starts a program whose output nobody wants.</summary>
+    public static Process StartSilent(string program, IEnumerable<string> arguments)
+    {
+        Process process = Start(program, arguments);
+        process.OutputDataReceived += static (_, _) => { };
+        process.ErrorDataReceived += static (_, _) => { };
+        process.BeginOutputReadLine();
+        process.BeginErrorReadLine();
+        return process;
+    }
+
+    /// <summary>Whether a program is in the search path.</summary>
+    public static bool Exists(string program) => (Environment.GetEnvironmentVariable("PATH") ?? "").Split(':').Any(directory => File.Exists(Path.Combine(directory, program)));
+
     /// <summary>Waits for the end of a server that was told to end; kills one that does not.</summary>
     public static void End(Process process)
     {

@@ -16,12 +16,14 @@ internal abstract class ServedDisk(string path) : IDisposable
     public abstract void Dispose();
 
     /// <summary>The server's largest resident memory so far in bytes, or null.</summary>
-    public long? PeakMemory => Server is { } server && File.Exists($"/proc/{server}/status")
-        ? File.ReadLines($"/proc/{server}/status")
-            .Where(line => line.StartsWith("VmHWM:", StringComparison.Ordinal))
-            .Select(line => (long?)(long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) << 10))
-            .FirstOrDefault()
-        : null;
+    public long? PeakMemory => Server is { } server ? MemoryOf(server, "VmHWM:") : null;
+
+    /// <summary>One of the sizes that /proc tells of a process, in bytes; null where the process has gone.</summary>
+    public static long? MemoryOf(int process, string line) => !File.Exists($"/proc/{process}/status") ? null
+        : File.ReadLines($"/proc/{process}/status")
+            .Where(text => text.StartsWith(line, StringComparison.Ordinal))
+            .Select(text => (long?)(long.Parse(text.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) << 10))
+            .FirstOrDefault();
 
     protected static void AwaitMount(string path, Process server)
     {
@@ -49,13 +51,47 @@ internal abstract record Contender(string Name)
     public abstract string Extension { get; }
 
     /// <summary>Whether it can start from a disk without content, which the rows on empty disks need.</summary>
-    public abstract bool HasEmptyDisks { get; }
+    public virtual bool HasEmptyDisks => !IsReadOnly;
+
+    /// <summary>Whether it cannot write.</summary>
+    public virtual bool IsReadOnly => false;
+
+    /// <summary>Whether it can open the image with O_DIRECT.</summary>
+    public virtual bool CanBypassHostCache => false;
+
+    /// <summary>Whether the syncs of its server are those of the image.</summary>
+    public virtual bool SyncsCanBeCounted => false;
+
+    /// <summary>Whether it has what a row asks of QcowFs by mount options that only qcow2 knows.</summary>
+    public virtual bool TakesRowsOfQcow2 => true;
+
+    /// <summary>Why it has no value in a row, or null where it has one.</summary>
+    public string? LeftOutOf(Workload row) => row switch
+    {
+        _ when row.Writes && IsReadOnly => "it cannot write",
+        _ when row.State == DiskState.Empty && !HasEmptyDisks => "it cannot begin with an empty disk",
+        _ when row.BypassesHostCache && !CanBypassHostCache => "it does not open the image with O_DIRECT",
+        _ when row.Measure == Measure.SyncsPerSync && !SyncsCanBeCounted => "its server's syncs are not those of the image",
+        _ when row.IsOfQcow2 && !TakesRowsOfQcow2 => "its format has no journal of ours",
+        _ => null,
+    };
 
     /// <summary>Makes a disk: a copy of a plain file, or an empty one where that is null.</summary>
-    public virtual void Make(string? content, string file, CancellationToken cancellation) => File.Copy(content!, file, overwrite: true);
+    public virtual void Make(string? content, string file, CancellationToken cancellation)
+    {
+        if (content is not null)
+        {
+            File.Copy(content, file, overwrite: true);
+            return;
+        }
 
-    /// <summary>Serves <paramref name="file"/> over <paramref name="mountPoint"/>, an existing empty file.</summary>
-    public abstract ServedDisk Serve(string file, string mountPoint);
+        using FileStream empty = File.Create(file);
+        empty.SetLength(Workload.EmptyDiskSize);
+    }
+
+    /// <summary>Serves <paramref name="file"/> at <paramref name="mountPoint"/>, an existing empty file, as <paramref name="only"/> wants
+    /// it, or as several rows of no special wishes do.</summary>
+    public abstract ServedDisk Serve(string file, string mountPoint, Workload? only);
 
     public static IReadOnlyList<Contender> Choose(BenchOptions options) =>
     [
@@ -63,29 +99,32 @@ internal abstract record Contender(string Name)
         {
             "bare" => new BareFile(),
             "null" => new NullServerContender(options.OverIoUring),
-            "qemu" => new QemuExport("qemu", "qcow2"),
-            "qemu-vhdx" => new QemuExport("qemu-vhdx", "vhdx"),
+            "qemu" => new QemuExport(name, "qcow2"),
+            "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),
+            "qemu-vhdx" => new QemuExport(name, "vhdx"),
+            "qcowmount" => new QcowMount(),
+            "nbdfuse" => new NbdFuse(),
             "qcowfs" => new QcowFsContender(options.QcowFs!, options.MountOptions),
             "vhdx" => new QcowFsOverVhdx(options.QcowFs!, options.MountOptions),
             "raw" => new QcowFsOverRaw(options.QcowFs!, options.MountOptions),
             "add-cow" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: false),
             "add-cow-full" => new QcowFsOverAddCow(options.QcowFs!, options.MountOptions, IsComplete: true),
-            _ => throw new UsageException($"--contenders: {name} is not one of bare, null, qemu, qcowfs, raw, add-cow, add-cow-full, vhdx, qemu-vhdx"),
+            _ => throw new UsageException($"--contenders: {name} is not one of {string.Join(", ", BenchOptions.AllContenders)}"),
         })),
     ];
-
-    protected static void MakeQcow2(string? content, string file, CancellationToken cancellation) => MakeImage("qcow2", content, file, cancellation);
 
     protected static void MakeImage(string format, string? content, string file, CancellationToken cancellation) => _ = content is null
         ? Command.Run("qemu-img", ["create", "-q", "-f", format, file, $"{Workload.EmptyDiskSize}"], cancellation)
         : Command.Run("qemu-img", ["convert", "-f", "raw", "-O", format, content, file], cancellation);
 
-    // The null server mounts by mount(2), as bare as the rest of it.
+    // The null server mounts by mount(2), as bare as the rest of it. A peer that is not installed is left out.
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
         "null" => Environment.IsPrivilegedProcess,
-        "bare" or "qemu" or "qemu-vhdx" => true,
-        _ => options.QcowFs is not null,
+        "qemu-new" => options.NewerQemu is not null,
+        "qcowmount" or "nbdfuse" => Command.Exists(name),
+        "qcowfs" or "vhdx" or "raw" or "add-cow" or "add-cow-full" => options.QcowFs is not null,
+        _ => true,
     };
 }
 
@@ -94,9 +133,9 @@ internal sealed record BareFile() : Contender("bare")
 {
     public override string Extension => "raw";
 
-    public override bool HasEmptyDisks => false;
+    public override bool CanBypassHostCache => true;
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file);
+    public override ServedDisk Serve(string file, string mountPoint, Workload? only) => new Disk(file);
 
     private sealed class Disk(string path) : ServedDisk(path)
     {
@@ -114,71 +153,6 @@ internal sealed record NullServerContender(bool OverIoUring) : Contender("null")
 {
     public override string Extension => "raw";
 
-    public override bool HasEmptyDisks => false;
-
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(file, mountPoint, OverIoUring);
-
-    private sealed class Disk : ServedDisk
-    {
-        private readonly Process _process;
-
-        public Disk(string file, string mountPoint, bool overIoUring)
-            : base(mountPoint)
-        {
-            string[] how = overIoUring ? ["--io-uring"] : [];
-            _process = Command.Start(Environment.ProcessPath!, ["null-server", .. how, mountPoint, file]);
-            AwaitMount(mountPoint, _process);
-        }
-
-        public override int? Server => _process.Id;
-
-        public override void Dispose()
-        {
-            _ = Command.Run("umount", [Path]);
-            Command.End(_process);
-        }
-    }
-}
-
-/// <summary>QEMU's FUSE export of an image, with its defaults.</summary>
-internal sealed record QemuExport(string Name, string Format) : Contender(Name)
-{
-    public override string Extension => Format;
-
-    public override bool HasEmptyDisks => true;
-
-    public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage(Format, content, file, cancellation);
-
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(Format, file, mountPoint);
-
-    private sealed class Disk : ServedDisk
-    {
-        private readonly Process _process;
-
-        public Disk(string format, string file, string mountPoint)
-            : base(mountPoint)
-        {
-            _process = Command.Start(
-                "qemu-storage-daemon",
-                [
-                    "--blockdev", $"driver=file,node-name=file,filename={file}",
-                    "--blockdev", $"driver={format},node-name=disk,file=file",
-                    "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
-                ]);
-            AwaitMount(mountPoint, _process);
-        }
-
-        public override int? Server => _process.Id;
-
-        public override void Dispose()
-        {
-            // SIGTERM: it unmounts and closes the image. Ctrl-C reached it already.
-            if (!_process.HasExited)
-            {
-                _ = Command.Run("kill", [_process.Id.ToString(CultureInfo.InvariantCulture)]);
-            }
-
-            Command.End(_process);
-        }
-    }
+    public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
+        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. OverIoUring ? ["--io-uring"] : Array.Empty<string>(), mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
 }

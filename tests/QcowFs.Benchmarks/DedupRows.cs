@@ -76,13 +76,13 @@ internal sealed class DedupRows(BenchOptions options, TextWriter progress, Cance
         if (rows.Contains(UniqueRow))
         {
             output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                $"{UniqueRow} on {place}: {Median(unique):P0} of the same mount without --dedup  {(Median(unique) >= LeastOfPlain ? "pass" : "MISS")} {LeastOfPlain:P0}"));
+                $"{UniqueRow} on {place}: {Statistics.Median(unique):P0} of the same mount without --dedup  {(Statistics.Median(unique) >= LeastOfPlain ? "pass" : "MISS")} {LeastOfPlain:P0}"));
         }
 
         if (rows.Contains(DuplicateRow))
         {
             output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                $"{DuplicateRow} on {place}: {Median(duplicate):0.0} x a plain allocating write  {(Median(duplicate) >= times ? "pass" : "MISS")} {times:0.0} x"));
+                $"{DuplicateRow} on {place}: {Statistics.Median(duplicate):0.0} x a plain allocating write  {(Statistics.Median(duplicate) >= times ? "pass" : "MISS")} {times:0.0} x"));
         }
     }
 
@@ -96,7 +96,7 @@ internal sealed class DedupRows(BenchOptions options, TextWriter progress, Cance
         }
 
         output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-            $"{SmallRow}: {Median(rates):N0} cluster writes/s  {(Median(rates) >= LeastClusters ? "pass" : "MISS")} {LeastClusters:N0}"));
+            $"{SmallRow}: {Statistics.Median(rates):N0} cluster writes/s  {(Statistics.Median(rates) >= LeastClusters ? "pass" : "MISS")} {LeastClusters:N0}"));
     }
 
     /// <summary>Writes a stretch of the disk that holds nothing twice, then the same bytes to another stretch; each ends with fsync.
@@ -111,7 +111,7 @@ internal sealed class DedupRows(BenchOptions options, TextWriter progress, Cance
         _ = Command.Run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", $"cluster_size={cluster}", image, $"{2 * Bytes}"], cancellation);
         string? mountOptions = dedup ? string.Join(',', new[] { options.MountOptions, "dedup" }.OfType<string>()) : options.MountOptions;
         double first, second;
-        using (ServedDisk disk = new QcowFsContender(options.QcowFs!, mountOptions).Serve(image, mountPoint))
+        using (ServedDisk disk = new QcowFsContender(options.QcowFs!, mountOptions).Serve(image, mountPoint, only: null))
         {
             first = WriteStretch(mountPoint, 0);
             second = WriteStretch(mountPoint, Bytes);
@@ -207,11 +207,5 @@ internal sealed class DedupRows(BenchOptions options, TextWriter progress, Cance
         low = unchecked((low ^ (low >> 29)) * 0xBF58476D1CE4E5B9UL);
         ulong high = unchecked((low ^ (low >> 32)) * 0x94D049BB133111EBUL);
         return new UInt128(high ^ (high >> 31), low ^ (low >> 33));
-    }
-
-    private static double Median(IEnumerable<double> values)
-    {
-        double[] sorted = [.. values.Order()];
-        return sorted[sorted.Length / 2];
     }
 }

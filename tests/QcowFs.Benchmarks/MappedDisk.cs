@@ -35,7 +35,6 @@ internal sealed class MappedDisk(BenchOptions options, TextWriter progress, Canc
             // The tables are written, 160 MiB of them; the data is holes.
             string mapped = Path.Combine(directory, "mapped.qcow2");
             _ = Command.Run(options.QcowFs!, ["create", "-f", "qcow2", "-o", "preallocation=metadata", mapped, "1T"], cancellation);
-            output.WriteLine();
             if (rows.Contains(CheckRow))
             {
                 Check(mapped, output);
@@ -58,9 +57,9 @@ internal sealed class MappedDisk(BenchOptions options, TextWriter progress, Canc
         Alternate(
             () => ours.Add(Measured(CheckRow, "qcowfs", () => Command.Run(options.QcowFs!, ["check", mapped], cancellation))),
             () => theirs.Add(Measured(CheckRow, "qemu", () => Command.Run("qemu-img", ["check", "-q", mapped], cancellation))));
-        double ratio = Median(ours.Zip(theirs, (our, their) => their.Seconds / our.Seconds));
+        double ratio = Statistics.Median(ours.Zip(theirs, (our, their) => their.Seconds / our.Seconds))!.Value;
         output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-            $"{CheckRow}: qcowfs {Median(ours.Select(c => c.Seconds)):0.00} s (processor {Median(ours.Select(c => c.Processor)):0.00} s), qemu-img {Median(theirs.Select(c => c.Seconds)):0.00} s (processor {Median(theirs.Select(c => c.Processor)):0.00} s): {ratio:0.0} x qemu  {(ratio > 1 ? "pass" : "MISS")} faster than qemu-img"));
+            $"{CheckRow}: qcowfs {Statistics.Median(ours.Select(c => c.Seconds)):0.00} s (processor {Statistics.Median(ours.Select(c => c.Processor)):0.00} s), qemu-img {Statistics.Median(theirs.Select(c => c.Seconds)):0.00} s (processor {Statistics.Median(theirs.Select(c => c.Processor)):0.00} s): {ratio:0.0} x qemu  {(ratio > 1 ? "pass" : "MISS")} faster than qemu-img"));
     }
 
     private void Open(string directory, string mapped, TextWriter output)
@@ -71,16 +70,16 @@ internal sealed class MappedDisk(BenchOptions options, TextWriter progress, Canc
         File.WriteAllText(mountPoint, "");
         List<(double Ms, double MiB)> large = [], little = [];
         Alternate(() => large.Add(Mounted(mapped, mountPoint)), () => little.Add(Mounted(small, mountPoint)));
-        double ms = Median(large.Zip(little, (one, other) => one.Ms - other.Ms));
-        double mib = Median(large.Zip(little, (one, other) => one.MiB - other.MiB));
+        double ms = Statistics.Median(large.Zip(little, (one, other) => one.Ms - other.Ms))!.Value;
+        double mib = Statistics.Median(large.Zip(little, (one, other) => one.MiB - other.MiB))!.Value;
         output.WriteLine(string.Create(CultureInfo.InvariantCulture,
-            $"{OpenRow}: {ms:0} ms and {mib:0.0} MiB resident more than a small disk ({Median(little.Select(m => m.Ms)):0} ms, {Median(little.Select(m => m.MiB)):0.0} MiB)  {(ms < OpenLimitMs ? "pass" : "MISS")} under {OpenLimitMs:0} ms, {(mib < OpenLimitMiB ? "pass" : "MISS")} under {OpenLimitMiB:0} MiB"));
+            $"{OpenRow}: {ms:0} ms and {mib:0.0} MiB resident more than a small disk ({Statistics.Median(little.Select(m => m.Ms)):0} ms, {Statistics.Median(little.Select(m => m.MiB)):0.0} MiB)  {(ms < OpenLimitMs ? "pass" : "MISS")} under {OpenLimitMs:0} ms, {(mib < OpenLimitMiB ? "pass" : "MISS")} under {OpenLimitMiB:0} MiB"));
     }
 
     private (double Ms, double MiB) Mounted(string image, string mountPoint)
     {
         long start = Stopwatch.GetTimestamp();
-        using ServedDisk disk = new QcowFsContender(options.QcowFs!, options.MountOptions).Serve(image, mountPoint);
+        using ServedDisk disk = new QcowFsContender(options.QcowFs!, options.MountOptions).Serve(image, mountPoint, only: null);
         double ms = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
         byte[] block = new byte[4096];
         using (FileStream raw = new(mountPoint, FileMode.Open, FileAccess.Read))
@@ -115,12 +114,6 @@ internal sealed class MappedDisk(BenchOptions options, TextWriter progress, Canc
         var cost = new Cost(Stopwatch.GetElapsedTime(start).TotalSeconds, LibC.ChildrenSeconds() - processor);
         progress.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{row,-24} {name,-7} {cost.Seconds,8:0.00} s {cost.Processor,8:0.00} s of processor"));
         return cost;
-    }
-
-    private static double Median(IEnumerable<double> values)
-    {
-        double[] sorted = [.. values.Order()];
-        return sorted[sorted.Length / 2];
     }
 
     private readonly record struct Cost(double Seconds, double Processor);

@@ -16,7 +16,9 @@ internal static class Program
                 ["null-server", "--io-uring", var mountPoint, var file] => Serve(mountPoint, file, 0),
                 ["null-server", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount)),
                 ["bench", .. var rest] => Bench(BenchOptions.Parse(rest)),
-                _ => throw new UsageException("bench or null-server"),
+                ["scale", .. var rest] => Scaled(BenchOptions.Parse(rest)),
+                ["micro", .. var words] => Micro.MicroBenchmarks.Run(words),
+                _ => throw new UsageException("bench, scale, micro or null-server"),
             };
         }
         catch (UsageException wrong)
@@ -48,15 +50,40 @@ internal static class Program
         List<Workload> rows = [.. Workload.All.Where(row => options.Rows.Count == 0 || options.Rows.Any(word => row.Name.Contains(word, StringComparison.Ordinal)))];
         if (options.ListOnly)
         {
-            rows.ForEach(row => Console.WriteLine($"{row.Name,-24} {row.Place,-6} {row.Unit,-5} fio {row.FioArguments}"));
-            MappedDisk.Rows(options).ToList().ForEach(Console.WriteLine);
-            DedupRows.Rows(options).ToList().ForEach(Console.WriteLine);
+            rows.ForEach(row => Console.WriteLine($"{row.Name,-28} {row.Place,-6} {row.Unit,-5} fio {row.FioArguments}"));
+            foreach (string row in (string[])[.. StartUp.Rows(options), .. MappedDisk.Rows(options), .. DedupRows.Rows(options)])
+                Console.WriteLine(row);
             return 0;
         }
 
-        bool failed = false;
+        return Cancellable(cancellation => Bench(options, rows, cancellation));
+    }
 
-        // A signal ends fio, and the way out of every `finally` ends the servers and removes the files.
+    private static int Bench(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
+    {
+        IReadOnlyList<Contender> contenders = Contender.Choose(options);
+        var bench = new SideBySide(options, contenders, Console.Error, cancellation);
+        using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
+        IReadOnlyList<RowResult> results = rows.Count > 0 ? bench.Run(rows) : [];
+        using StringWriter others = new();
+        new StartUp(options, Console.Error, cancellation).Run(others);
+        new MappedDisk(options, Console.Error, cancellation).Run(others);
+        new DedupRows(options, Console.Error, cancellation).Run(others);
+        Report report = new(options, contenders, results, bench.PeakMemory, others.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries));
+        report.Write(Console.Out);
+        Console.Out.Write(others);
+        if (options.ReportDirectory is { } directory)
+            report.WritePage(directory);
+        return bench.HasFailed ? 1 : 0;
+    }
+
+    private static int Scaled(BenchOptions options) => options.QcowFs is null
+        ? throw new UsageException("scale: --qcowfs is needed")
+        : Cancellable(cancellation => new Scale(options, Console.Error, cancellation).Run(Console.Out));
+
+    // A signal ends what runs, and the way out of every `finally` ends the servers and removes the files.
+    private static int Cancellable(Func<CancellationToken, int> run)
+    {
         using var cancellation = new CancellationTokenSource();
         void Cancel(PosixSignalContext context)
         {
@@ -67,24 +94,6 @@ internal static class Program
         using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, Cancel);
         using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, Cancel);
         using PosixSignalRegistration hangUp = PosixSignalRegistration.Create(PosixSignal.SIGHUP, Cancel);
-
-        if (rows.Count > 0)
-        {
-            using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
-            failed = RunFio(options, rows, cancellation.Token);
-        }
-
-        new MappedDisk(options, Console.Error, cancellation.Token).Run(Console.Out);
-        new DedupRows(options, Console.Error, cancellation.Token).Run(Console.Out);
-        return failed ? 1 : 0;
-    }
-
-    private static bool RunFio(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
-    {
-        IReadOnlyList<Contender> contenders = Contender.Choose(options);
-        var bench = new SideBySide(options, contenders, Console.Error, cancellation);
-        IReadOnlyList<RowResult> results = bench.Run(rows);
-        Report.Write(Console.Out, results, contenders, bench.PeakMemory);
-        return bench.HasFailed;
+        return run(cancellation.Token);
     }
 }

@@ -8,17 +8,33 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
 {
     public override string Extension => Format;
 
-    public override ServedDisk Serve(string file, string mountPoint) => new Disk(this, file, mountPoint);
+    public override bool CanBypassHostCache => true;
+
+    public override bool SyncsCanBeCounted => true;
+
+    public override bool TakesRowsOfQcow2 => Format == "qcow2";
+
+    public override ServedDisk Serve(string file, string mountPoint, Workload? only) => new Disk(this, file, mountPoint, only?.MountOptions);
+
+    /// <summary>Bytes of memory that the server of a mount has now.</summary>
+    public static long ResidentMemory(string mountPoint) => FindServer(mountPoint) is { } server ? ServedDisk.MemoryOf(server, "VmRSS:") ?? 0 : 0;
+
+    // The server's command line holds the mount point as given.
+    private static int? FindServer(string mountPoint) => Directory.EnumerateDirectories("/proc")
+        .Select(path => int.TryParse(System.IO.Path.GetFileName(path), NumberStyles.None, CultureInfo.InvariantCulture, out int id) ? id : 0)
+        .Where(id => id > 0 && File.Exists($"/proc/{id}/cmdline") && File.ReadAllText($"/proc/{id}/cmdline").Split('\0').Contains(mountPoint))
+        .Select(id => (int?)id)
+        .FirstOrDefault();
 
     private sealed class Disk : ServedDisk
     {
         private readonly string _program;
 
-        public Disk(QcowFsServer contender, string file, string mountPoint)
+        public Disk(QcowFsServer contender, string file, string mountPoint, string? rowOptions)
             : base(mountPoint)
         {
             _program = contender.Program;
-            string[] options = contender.MountOptions is null ? [] : ["-o", contender.MountOptions];
+            string[] options = [.. new[] { contender.MountOptions, rowOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
             _ = Command.Run(_program, ["mount", "-w", "-f", contender.Format, .. options, file, mountPoint]);
             Server = FindServer(mountPoint);
         }
@@ -26,49 +42,23 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
         public override int? Server { get; }
 
         public override void Dispose() => Command.Run(_program, ["umount", Path]);
-
-        // The server's command line holds the mount point as given.
-        private static int? FindServer(string mountPoint) => Directory.EnumerateDirectories("/proc")
-            .Select(path => int.TryParse(System.IO.Path.GetFileName(path), NumberStyles.None, CultureInfo.InvariantCulture, out int id) ? id : 0)
-            .Where(id => id > 0 && File.Exists($"/proc/{id}/cmdline") && File.ReadAllText($"/proc/{id}/cmdline").Split('\0').Contains(mountPoint))
-            .Select(id => (int?)id)
-            .FirstOrDefault();
     }
 }
 
 /// <summary>QcowFs over qcow2.</summary>
 internal sealed record QcowFsContender(string Program, string? MountOptions) : QcowFsServer("qcowfs", Program, MountOptions, "qcow2")
 {
-    public override bool HasEmptyDisks => true;
-
-    public override void Make(string? content, string file, CancellationToken cancellation) => MakeQcow2(content, file, cancellation);
+    public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage("qcow2", content, file, cancellation);
 }
 
 /// <summary>QcowFs over VHDX.</summary>
 internal sealed record QcowFsOverVhdx(string Program, string? MountOptions) : QcowFsServer("vhdx", Program, MountOptions, "vhdx")
 {
-    public override bool HasEmptyDisks => true;
-
     public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage("vhdx", content, file, cancellation);
 }
 
 /// <summary>QcowFs over a plain file: what add-cow is to come close to.</summary>
-internal sealed record QcowFsOverRaw(string Program, string? MountOptions) : QcowFsServer("raw", Program, MountOptions, "raw")
-{
-    public override bool HasEmptyDisks => true;
-
-    public override void Make(string? content, string file, CancellationToken cancellation)
-    {
-        if (content is not null)
-        {
-            base.Make(content, file, cancellation);
-            return;
-        }
-
-        using FileStream empty = File.Create(file);
-        empty.SetLength(Workload.EmptyDiskSize);
-    }
-}
+internal sealed record QcowFsOverRaw(string Program, string? MountOptions) : QcowFsServer("raw", Program, MountOptions, "raw");
 
 /// <summary>QcowFs over add-cow. Before it is complete one cluster behind the part that is measured is missing, so that the bitmap decides
 /// every read and write; complete, the disk is its image file.</summary>
@@ -108,7 +98,7 @@ internal sealed record QcowFsOverAddCow(string Program, string? MountOptions, bo
 
         string mountPoint = file + ".mnt";
         File.WriteAllText(mountPoint, "");
-        using ServedDisk disk = Serve(file, mountPoint);
+        using ServedDisk disk = Serve(file, mountPoint, only: null);
         _ = Command.Run("dd", [$"if={content}", $"of={disk.Path}", "bs=1M", "conv=notrunc,fsync", "status=none"], cancellation);
     }
 }

@@ -1,91 +1,110 @@
-// The table of medians, spreads and ratios, and whether each row reached what is asked of it.
+// What a run found, as text for a terminal and as a page of Markdown with a plot beside it. Everything in the page comes from the run,
+// so running again is the way to change it.
 using System.Globalization;
+using System.Text;
 
 namespace QcowFs.Benchmarks;
 
-internal static class Report
+/// <summary>What a run found.</summary>
+/// <param name="Options">How it was run.</param>
+/// <param name="Contenders">Who was measured.</param>
+/// <param name="Rows">fio rows.</param>
+/// <param name="PeakMemory">Contender -> the largest resident memory of its servers in bytes.</param>
+/// <param name="Others">Lines of the rows that are not fio's.</param>
+internal sealed record Report(
+    BenchOptions Options, IReadOnlyList<Contender> Contenders, IReadOnlyList<RowResult> Rows, IReadOnlyDictionary<string, long> PeakMemory,
+    IReadOnlyList<string> Others)
 {
-    public static void Write(TextWriter output, IReadOnlyList<RowResult> results, IReadOnlyList<Contender> contenders, IReadOnlyDictionary<string, long> peakMemory)
+    private const string PageName = "BENCHMARKS.md";
+    private const string PlotName = "BENCHMARKS.svg";
+    private const string Legend =
+        "Values are medians over the rounds, ratios medians of the rounds' ratios; spread is the widest (max - min) / median of the row.";
+
+    private IReadOnlyList<Verdict> Judged => [.. Rows.SelectMany(Verdicts.Of)];
+
+    public void Write(TextWriter output)
     {
-        string[] names = [.. contenders.Select(contender => contender.Name)];
+        if (Rows.Count == 0)
+            return;
         output.WriteLine();
-        output.WriteLine($"{"row",-24} {"unit",-5} {string.Concat(names.Select(name => $" {name,12}"))} {"spread",7} {"of null",8} {"x qemu",7}  asked");
-        foreach (RowResult result in results)
-        {
-            string medians = string.Concat(names.Select(name => $" {Number(Median(result.Values[name])),12}"));
-            double spread = names.Max(name => Spread(result.Values[name]));
-            double? ofNull = Ratio(result, "qcowfs", "null");
-            double? timesQemu = Ratio(result, "qcowfs", "qemu");
-            output.WriteLine(
-                $"{result.Workload.Name,-24} {result.Workload.Unit,-5} {medians} {spread,7:P0} {Percent(ofNull),8} {Times(timesQemu),7}  {Verdict(result, ofNull, timesQemu)}");
-        }
-
+        WriteTable(output, [.. Heads], [.. Rows.Select(row => Cells(row).ToArray())]);
         output.WriteLine();
-        foreach ((string name, long bytes) in peakMemory)
-        {
-            output.WriteLine($"{name}: at most {bytes >> 20} MiB resident");
-        }
-
-        output.WriteLine("Values are medians over the rounds, ratios medians of the rounds' ratios; spread is the widest (max - min) / median of the row.");
+        WriteTable(output, ["row", "of ours", "asked", "found", ""], [.. Judged.Select(VerdictCells)]);
+        output.WriteLine();
+        foreach (string line in Notes.Append(Legend))
+            output.WriteLine(line);
     }
 
-    private static string Verdict(RowResult result, double? ofNull, double? timesQemu)
+    /// <summary>Writes the page and the plot.</summary>
+    public void WritePage(string directory)
     {
-        Workload row = result.Workload;
-        double? own = Median(result.Values.GetValueOrDefault("qcowfs") ?? []);
-        List<(string Text, bool Reached)> rules = [];
-        if (row.OfNullServer is { } share && ofNull is { } foundShare)
+        _ = Directory.CreateDirectory(directory);
+        StringBuilder page = new();
+        page.Append("# Benchmarks\n\nWritten by `make bench BENCH=\"--report tests/QcowFs.Benchmarks\"`; do not edit.\n\n");
+        foreach (string fact in Machine.Facts())
+            page.Append(CultureInfo.InvariantCulture, $"- {fact}\n");
+        page.Append(CultureInfo.InvariantCulture,
+            $"- {Options.Rounds} rounds of {Options.Seconds} s, the contenders in turns in each; disks of {Options.DiskSize >> 20} MiB, written in full, or new where the row says alloc\n\n");
+        page.Append(CultureInfo.InvariantCulture, $"qcowfs, vhdx, raw, add-cow and add-cow-full are QcowFs over these formats; add-cow-full holds all of its disk itself. null is a FUSE server\nthat passes each request to a plain file: what the protocol allows. bare is the plain file without FUSE. {Legend}\n\n");
+        if (Rows.Count > 0)
         {
-            rules.Add(($"{share:P0} of null", foundShare >= share));
+            page.Append("## Medians\n\n");
+            AppendTable(page, [.. Heads], Rows.Select(row => Cells(row).ToArray()));
+            page.Append(CultureInfo.InvariantCulture, $"\n![Every row, its fastest contender at full width]({PlotName})\n\n## What is asked\n\n");
+            AppendTable(page, ["row", "of ours", "asked", "found", ""], Judged.Select(VerdictCells));
+            page.Append("\n## Notes\n\n");
+            foreach (string note in Notes)
+                page.Append(CultureInfo.InvariantCulture, $"- {note}\n");
+            File.WriteAllText(Path.Combine(directory, PlotName), Plot.Draw(Rows, [.. Contenders.Select(contender => contender.Name)]));
         }
 
-        if (row.TimesQemu is { } factor && timesQemu is { } foundFactor)
+        if (Others.Count > 0)
         {
-            rules.Add(($"{factor:0.#} x qemu", foundFactor >= factor));
+            page.Append("\n## Other rows\n\n");
+            foreach (string line in Others)
+                page.Append(CultureInfo.InvariantCulture, $"- {line}\n");
         }
 
-        if (row.AtMost is { } limit && own is { } value)
-        {
-            rules.Add(($"at most {limit:0.#}", value <= limit * 1.02));
-        }
-
-        AddRulesOfAddCow(result, rules);
-        return string.Join(", ", rules.Select(rule => $"{(rule.Reached ? "pass" : "MISS")} {rule.Text}"));
+        File.WriteAllText(Path.Combine(directory, PageName), page.ToString());
     }
 
-    // Before it is complete it may cost what any copy on write costs; complete it is a raw disk.
-    private static void AddRulesOfAddCow(RowResult result, List<(string Text, bool Reached)> rules)
+    private IEnumerable<string> Heads => ["row", "unit", .. Contenders.Select(contender => contender.Name), "spread"];
+
+    private IEnumerable<string> Cells(RowResult row) =>
+    [
+        row.Workload.Name, row.Workload.Unit,
+        .. Contenders.Select(contender => Number(Statistics.Median(row.Values[contender.Name]))),
+        row.Values.Values.Max(Statistics.Spread).ToString("P0", CultureInfo.InvariantCulture).Replace(" ", "", StringComparison.Ordinal),
+    ];
+
+    private static string[] VerdictCells(Verdict verdict) =>
+        [verdict.Row, verdict.Subject, verdict.Asked, verdict.Found, verdict.IsReached ? "pass" : "MISS" + (verdict.Limit is null ? "" : $": {verdict.Limit}")];
+
+    private IEnumerable<string> Notes =>
+    [
+        .. from contender in Contenders
+           from left in Rows.Select(row => (Row: row.Workload.Name, Why: contender.LeftOutOf(row.Workload))).Where(left => left.Why is not null).GroupBy(left => left.Why)
+           select $"{contender.Name} is left out where {left.Key}: {string.Join(", ", left.Select(l => l.Row))}",
+        .. PeakMemory.Select(peak => $"{peak.Key}: at most {peak.Value >> 20} MiB resident"),
+    ];
+
+    private static void WriteTable(TextWriter output, string[] heads, IReadOnlyList<string[]> rows)
     {
-        if (result.Workload.OfNullServer is { } share && Ratio(result, "add-cow", "null") is { } found)
+        int[] widths = [.. heads.Select((head, i) => rows.Select(row => row[i].Length).Append(head.Length).Max())];
+        foreach (string[] row in rows.Prepend(heads))
         {
-            rules.Add(($"add-cow {found:P0} of null, asked {share:P0}", found >= share));
-        }
-
-        const double nearRaw = 0.9;
-        if (result.Workload.State == DiskState.Written && Ratio(result, "add-cow-full", "raw") is { } ofRaw)
-        {
-            rules.Add(($"add-cow-full {ofRaw:P0} of raw, asked {nearRaw:P0}", ofRaw >= nearRaw));
+            output.WriteLine(string.Join("  ", row.Select((cell, i) => IsNumber(cell) ? cell.PadLeft(widths[i]) : cell.PadRight(widths[i]))).TrimEnd());
         }
     }
 
-    // Rounds are paired: the ratio of one round is not disturbed by what the machine did in another.
-    private static double? Ratio(RowResult result, string above, string below) =>
-        result.Values.TryGetValue(above, out List<double>? dividends) && result.Values.TryGetValue(below, out List<double>? divisors)
-            ? Median([.. dividends.Zip(divisors, (dividend, divisor) => dividend / divisor)])
-            : null;
-
-    private static double? Median(IReadOnlyList<double> values)
+    private static void AppendTable(StringBuilder page, string[] heads, IEnumerable<string[]> rows)
     {
-        double[] sorted = [.. values.Order()];
-        return sorted.Length switch
-        {
-            0 => null,
-            _ when sorted.Length % 2 == 1 => sorted[sorted.Length / 2],
-            _ => (sorted[(sorted.Length / 2) - 1] + sorted[sorted.Length / 2]) / 2,
-        };
+        page.Append(CultureInfo.InvariantCulture, $"| {string.Join(" | ", heads)} |\n|{string.Concat(heads.Select(_ => "---|"))}\n");
+        foreach (string[] row in rows)
+            page.Append(CultureInfo.InvariantCulture, $"| {string.Join(" | ", row)} |\n");
     }
 
-    private static double Spread(IReadOnlyList<double> values) => Median(values) is { } median && median > 0 ? (values.Max() - values.Min()) / median : 0;
+    private static bool IsNumber(string cell) => cell == "-" || double.TryParse(cell.TrimEnd('%'), CultureInfo.InvariantCulture, out _);
 
     private static string Number(double? value) => value switch
     {
@@ -93,8 +112,4 @@ internal static class Report
         < 100 => value.Value.ToString("0.00", CultureInfo.InvariantCulture),
         _ => value.Value.ToString("N0", CultureInfo.InvariantCulture),
     };
-
-    private static string Percent(double? value) => value?.ToString("P0", CultureInfo.InvariantCulture) ?? "-";
-
-    private static string Times(double? value) => value?.ToString("0.00", CultureInfo.InvariantCulture) ?? "-";
 }

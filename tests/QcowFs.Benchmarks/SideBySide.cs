@@ -36,7 +36,12 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         _ = Directory.CreateDirectory(directory);
         try
         {
-            RunWritten(directory, [.. results.Where(result => result.Workload.State == DiskState.Written)]);
+            // Rows that want their disk served in another way than all others have one of their own.
+            foreach (IGrouping<string?, RowResult> alike in results.Where(result => result.Workload.State == DiskState.Written).GroupBy(result => result.Workload.MountOptions))
+            {
+                RunWritten(directory, [.. alike]);
+            }
+
             RunEmpty(directory, [.. results.Where(result => result.Workload.State == DiskState.Empty)]);
         }
         finally
@@ -66,12 +71,13 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
 
         string content = Path.Combine(directory, "content.raw");
         WriteContent(content, options.DiskSize);
+        Workload? only = results[0].Workload.MountOptions is null ? null : results[0].Workload;
         Dictionary<Contender, ServedDisk> disks = [];
         try
         {
-            foreach (Contender contender in contenders)
+            foreach (Contender contender in contenders.Where(contender => results.Any(result => contender.LeftOutOf(result.Workload) is null)))
             {
-                disks[contender] = Serve(contender, directory, content);
+                disks[contender] = Serve(contender, directory, content, only);
             }
 
             for (int round = 0; round < options.Rounds; round++)
@@ -85,25 +91,24 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         }
 
         CheckImages(directory);
+        RemoveFiles(directory);
     }
 
     private void RunEmpty(string directory, List<RowResult> results)
     {
         for (int round = 0; round < options.Rounds; round++)
         {
-            results.ForEach(result => Turn(round, result, contender => contender.HasEmptyDisks ? RunOnEmpty(result.Workload, contender, directory) : double.NaN));
+            results.ForEach(result => Turn(round, result, contender => RunOnEmpty(result.Workload, contender, directory)));
         }
     }
 
     private double RunOnEmpty(Workload workload, Contender contender, string directory)
     {
-        if (contender is QcowFsContender ours && workload.MountOptions is { } extra)
-            contender = ours with { MountOptions = ours.MountOptions is null ? extra : $"{ours.MountOptions},{extra}" };
         Dictionary<Contender, ServedDisk> disks = [];
         double value;
         try
         {
-            disks[contender] = Serve(contender, directory, content: null);
+            disks[contender] = Serve(contender, directory, content: null, workload);
             value = Fio.Run(workload, disks[contender], options, cancellation);
         }
         finally
@@ -112,7 +117,22 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         }
 
         CheckImages(directory);
+        RemoveFiles(directory);
         return value;
+    }
+
+    // One row's disks would only take memory from the next one's.
+    private static void RemoveFiles(string directory)
+    {
+        foreach (string path in Directory.GetFiles(directory))
+        {
+            File.Delete(path);
+        }
+
+        foreach (string path in Directory.GetDirectories(directory))
+        {
+            Directory.Delete(path);
+        }
     }
 
     // The order changes from round to round: nobody is always first after an idle moment.
@@ -121,23 +141,23 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         for (int turn = 0; turn < contenders.Count; turn++)
         {
             Contender contender = contenders[(turn + round) % contenders.Count];
-            double value = measure(contender);
-            if (!double.IsNaN(value))
+            if (contender.LeftOutOf(result.Workload) is null)
             {
+                double value = measure(contender);
                 result.Values[contender.Name].Add(value);
-                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-24} {contender.Name,-12} {value,12:N1} {result.Workload.Unit}");
+                progress.WriteLine($"round {round + 1}  {result.Workload.Name,-28} {contender.Name,-12} {value,12:N1} {result.Workload.Unit}");
             }
         }
     }
 
-    private ServedDisk Serve(Contender contender, string directory, string? content)
+    private ServedDisk Serve(Contender contender, string directory, string? content, Workload? only)
     {
         string mountPoint = Path.Combine(directory, $"{contender.Name}.mnt");
         File.WriteAllText(mountPoint, "");
         string file = Path.Combine(directory, $"{contender.Name}.{contender.Extension}");
         File.Delete(file);
         contender.Make(content, file, cancellation);
-        return contender.Serve(file, mountPoint);
+        return contender.Serve(file, mountPoint, only);
     }
 
     // Every disk is ended, also where ending another one failed; what failed before is not hidden by it.

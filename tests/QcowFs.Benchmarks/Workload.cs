@@ -41,11 +41,23 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
     /// <summary>At least so many times QEMU.</summary>
     public double? TimesQemu { get; init; } = 1;
 
+    /// <summary>At least this share of fio on the plain file itself.</summary>
+    public double? OfBareFile { get; init; }
+
     /// <summary>No more than this, in the row's own unit.</summary>
     public double? AtMost { get; init; }
 
-    /// <summary>Mount options that QcowFs gets in this row besides the command line's; for rows on empty disks.</summary>
+    /// <summary>Mount options that QcowFs gets in this row besides the command line's.</summary>
     public string? MountOptions { get; init; }
+
+    /// <summary>Whether all open the image with O_DIRECT.</summary>
+    public bool BypassesHostCache { get; init; }
+
+    /// <summary>Whether the row changes the disk.</summary>
+    public bool Writes => FioArguments.Contains("write", StringComparison.Ordinal);
+
+    /// <summary>Whether <see cref="MountOptions"/> asks for what only qcow2 has.</summary>
+    public bool IsOfQcow2 => MountOptions == Journal;
 
     public string Unit => Measure switch
     {
@@ -54,7 +66,9 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
         _ => "syncs",
     };
 
+    private const string Journal = "journal";
     private const double Share = 0.8;
+    private const double ShareOfDevice = 0.85;
     private const double ShareWithSync = 0.7;
     private const string Direct = "--direct=1 --ioengine=io_uring";
     private const string DirectOneByOne = "--direct=1 --ioengine=psync";
@@ -87,11 +101,13 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
         new("4k-alloc-fsync1", Measure.OperationsPerSecond, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=4g --randseed=1")
             { State = DiskState.Empty, Place = Place.Disk },
         new("4k-alloc-fsync-syncs-journal", Measure.SyncsPerSync, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=1g --io_size=8m --randseed=1")
-            { State = DiskState.Empty, Timed = false, TimesQemu = null, AtMost = 1.05, MountOptions = "journal" },
+            { State = DiskState.Empty, Timed = false, TimesQemu = null, AtMost = 1.05, MountOptions = Journal },
         new("4k-alloc-fsync1-journal", Measure.OperationsPerSecond, "--rw=randwrite --bs=4k --ioengine=psync --fsync=1 --size=4g --randseed=1")
-            { State = DiskState.Empty, Place = Place.Disk, TimesQemu = 2, MountOptions = "journal" },
+            { State = DiskState.Empty, Place = Place.Disk, TimesQemu = 2, MountOptions = Journal },
         new("4k-rewrite-fsync1", Measure.OperationsPerSecond, $"--rw=randwrite --bs=4k --ioengine=psync --fsync=1 {Whole}")
             { Place = Place.Disk, OfNullServer = ShareWithSync },
+        new("4k-randread-qd32-uncached", Measure.OperationsPerSecond, $"--rw=randread --bs=4k {Direct} --iodepth=32 {Whole}")
+            { Place = Place.Disk, MountOptions = "cache=none", BypassesHostCache = true, OfBareFile = ShareOfDevice },
     ];
 
     private static Workload Small(string name, string arguments) =>

@@ -17,7 +17,8 @@ internal sealed record Outcome(string Command, int ExitCode, string Output, stri
     /// <summary>Standard output without the last newline, where the exit code is as expected.</summary>
     public string Expect(int exitCode = 0)
     {
-        Assert.True(ExitCode == exitCode, $"{Command}\nexit code {ExitCode}, expected {exitCode}\n{Output}\n{Errors}");
+        // What was said comes first: a summary shows the first lines only, and a command can be long.
+        Assert.True(ExitCode == exitCode, $"exit code {ExitCode}, expected {exitCode}: {Errors.Trim()}\n{Output.Trim()}\n{Command}");
         return Output.TrimEnd('\n');
     }
 
@@ -27,7 +28,7 @@ internal sealed record Outcome(string Command, int ExitCode, string Output, stri
         Expect(exitCode);
         Assert.True(
             Errors.EndsWith('\n') && Errors.IndexOf('\n', StringComparison.Ordinal) == Errors.Length - 1,
-            $"{Command}\nnot exactly one line:\n{Errors}");
+            $"not exactly one line: {Errors}\n{Command}");
         return Errors.TrimEnd('\n');
     }
 }
