@@ -25,6 +25,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     private readonly byte* _memory;
     private readonly int _file = -1;
     private readonly Barrier? _barrier;
+    private readonly ManualResetEventSlim _never = new(false);
     private long _nextHandle = 1;
 
     public MemoryFileSystem(Options options)
@@ -187,7 +188,11 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         return Errno.None;
     }
 
-    public void Dispose() => _barrier?.Dispose();
+    public void Dispose()
+    {
+        _barrier?.Dispose();
+        _never.Dispose();
+    }
 
     private bool IsDisk(ulong node) => node == (_options.FileAsRoot ? IFuseFileSystem.RootNode : Disk);
 
@@ -204,7 +209,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     {
         long now = Interlocked.Increment(ref Statistics.ConcurrentReads);
         ServerStatistics.Raise(ref Statistics.MostConcurrentReads, now);
-        Thread.Sleep(_options.DelayMs);
+        _never.Wait(_options.DelayMs);
         Interlocked.Decrement(ref Statistics.ConcurrentReads);
     }
 

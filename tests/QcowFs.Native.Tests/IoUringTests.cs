@@ -18,7 +18,7 @@ public sealed unsafe class IoUringTests
         Assert.False(ring.HasCompletion);
     }
 
-    /// <summary>A file that knows no commands says so for each, also far beyond the size of the queues.</summary>
+    /// <summary>/dev/null takes any command; also far beyond the size of the queues.</summary>
     [SkippableFact]
     public void Each_command_has_one_completion_with_its_tag()
     {
@@ -38,7 +38,7 @@ public sealed unsafe class IoUringTests
                 Assert.Equal(Errno.None, ring.Enter(wait: true));
                 while (ring.TryTake(out IoUringCompletion completion))
                 {
-                    Assert.True(completion.Result < 0);
+                    Assert.Equal(0, completion.Result);
                     tags.Add(completion.Tag);
                 }
             }
@@ -50,7 +50,7 @@ public sealed unsafe class IoUringTests
     public void A_file_that_is_none_makes_no_ring()
     {
         Create(1).Dispose();
-        Assert.Null(IoUring.TryCreate(4, -1, out Errno errno));
+        Assert.Null(IoUring.TryCreate(4, int.MaxValue, out Errno errno));
         Assert.Equal(Errno.EBADF, errno);
     }
 
