@@ -88,6 +88,11 @@ public abstract class RootMountTests : IDisposable
     public void A_request_that_waits_for_a_disk_holds_up_no_read(string call)
     {
         ServedMount mount = Serve("--rendezvous 2");
+        // What the server does for the first time takes long, and it would take that for waiting.
+        mount.Run("""
+            taskset -c 0 python3 -c 'import os; os.fsync(os.open("m/disk", os.O_RDWR))'
+            taskset -c 0 dd if=$D of=/dev/null bs=4096 count=4096 iflag=direct status=none
+            """).Succeeded();
         mount.Run($"""
             taskset -c 0 python3 -c 'import os, ctypes; f = os.open("m/rendezvous", os.O_RDWR); {call}' & first=$!
             taskset -c 0 dd if=m/rendezvous of=read bs=4096 count=1 iflag=direct status=none && wait $first
