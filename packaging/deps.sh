@@ -6,7 +6,7 @@ set -eu
 
 # fuse3: fusermount3. qemu-utils, qemu-system-common: qemu-img, qemu-io, qemu-storage-daemon. libz, libzstd, libxxhash: loaded
 # by the program. The rest is what the tests, the demo and the benchmarks run on a mounted disk.
-packages='fuse3 qemu-utils qemu-system-common fio e2fsprogs xfsprogs dosfstools fdisk fuse2fs parted rsync strace
+packages='fuse3 qemu-utils qemu-system-common fio e2fsprogs xfsprogs btrfs-progs dosfstools fdisk fuse2fs parted rsync strace
           util-linux mount procps libzstd1 libxxhash0 zlib1g bzip2 libvhdi-utils ntfs-3g'
 
 # qcowmount; nbdfuse, which serves what qemu-nbd has.

@@ -18,9 +18,11 @@ public sealed class DiskFileSystem : IFuseFileSystem
     private readonly Listings _listings = new();
     private readonly MountedImage? _single;
     private readonly ImageTree? _tree;
+    private readonly Passthrough _passthrough;
 
-    private DiskFileSystem(MountedImage? single, Func<DiskFileSystem, ImageTree?> makeTree)
+    private DiskFileSystem(MountedImage? single, TreeSettings settings, Func<DiskFileSystem, ImageTree?> makeTree)
     {
+        _passthrough = settings.Passthrough;
         _single = single;
         _tree = makeTree(this);
     }
@@ -43,14 +45,14 @@ public sealed class DiskFileSystem : IFuseFileSystem
 
     /// <summary>A directory with the image's disk, partitions, snapshots and facts.</summary>
     public static DiskFileSystem ForImage(MountedImage image, TreeSettings settings, TimeProvider time, Action<string> log) =>
-        new(image, system => new ImageTree(system._nodes, image, null, settings, time, log));
+        new(image, settings, system => new ImageTree(system._nodes, image, null, settings, time, log));
 
     /// <summary>A directory with everything of all images of a directory.</summary>
     public static DiskFileSystem ForDirectory(ImageDirectory directory, TreeSettings settings, TimeProvider time, Action<string> log) =>
-        new(null, system => new ImageTree(system._nodes, null, directory, settings, time, log));
+        new(null, settings, system => new ImageTree(system._nodes, null, directory, settings, time, log));
 
     /// <summary>A single file, which is the disk.</summary>
-    public static DiskFileSystem ForFile(MountedImage image, TreeSettings settings) => new(image, system =>
+    public static DiskFileSystem ForFile(MountedImage image, TreeSettings settings) => new(image, settings, system =>
     {
         system._nodes.Add(new DiskNode([], image, settings));
         return null;
@@ -98,6 +100,9 @@ public sealed class DiskFileSystem : IFuseFileSystem
         IReadOnlyList<ImageReceipt> earlier = _tree!.Receipts;
         return [.. earlier, .. Images.Where(static i => i.WasUsed).Select(i => i.Close(check))];
     }
+
+    /// <inheritdoc/>
+    public void Connected(IBackingFiles? backing) => _passthrough.Connect(backing);
 
     /// <inheritdoc/>
     public Errno Lookup(ulong parent, ReadOnlySpan<byte> name, out FuseEntry entry)

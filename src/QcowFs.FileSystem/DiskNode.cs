@@ -27,6 +27,10 @@ internal sealed class DiskNode : Node
     private readonly long _most; // the range's length; a disk may end before
     private readonly bool _isWritable;
     private readonly bool _isDirect;
+    private readonly Lock _opening = new(); // guards what follows; held while a view is made
+    private int _opens;
+    private DataPath _path; // W2
+    private int _backingId;
     private ulong _cachedVersion; // of the image whose bytes the kernel may have in its cache
 
     /// <summary>The active disk.</summary>
@@ -102,11 +106,36 @@ internal sealed class DiskNode : Node
         if (IsGone) return Errno.ESTALE; // the kernel looks the name up again
         if (!_isWritable && (flags & OpenFlags.AccessMask) != OpenFlags.ReadOnly) return Errno.EROFS;
         _image.AddUse(_snapshot);
-        result = new FuseOpenResult { Handle = Handle, Flags = FlagsOfOpen() };
+        bool isOpen = false;
+        try
+        {
+            lock (_opening)
+            {
+                if (_opens == 0) ChoosePath();
+                _opens++;
+                isOpen = true;
+                result = new FuseOpenResult { Handle = Handle, Flags = FlagsOfOpen(), BackingId = _backingId };
+            }
+        }
+        finally
+        {
+            if (!isOpen) _image.RemoveUse(_snapshot);
+        }
         return Errno.None;
     }
 
-    public override void Release(ulong handle) => _image.RemoveUse(_snapshot);
+    public override void Release(ulong handle)
+    {
+        try
+        {
+            lock (_opening)
+                if (--_opens == 0) LeavePath();
+        }
+        finally
+        {
+            _image.RemoveUse(_snapshot);
+        }
+    }
 
     public override Errno Read(ulong handle, long offset, Span<byte> destination, out int count)
     {
@@ -215,9 +244,63 @@ internal sealed class DiskNode : Node
         return handle == 0 && size == 0 ? Errno.None : Errno.EPERM;
     }
 
+    /// <summary>Decides at the first open who serves the disk until the last close (W2). Never fails: what the kernel cannot serve is
+    /// served here.</summary>
+    private void ChoosePath()
+    {
+        _path = DataPath.Server;
+        _backingId = 0;
+        Passthrough passthrough = _settings.Passthrough;
+        if (Partition is not null) return;
+        try
+        {
+            if (passthrough.Permits(_isWritable)) Lend(passthrough);
+        }
+        catch (Exception fault) when (fault is Storage.StorageException or ImageFormatException)
+        {
+            passthrough.Say($"passthrough: {HostText.Show(_image.Name)}: {fault.Message}");
+        }
+        _image.NoteDataPath(_snapshot, _path);
+    }
+
+    private void Lend(Passthrough passthrough)
+    {
+        if (_image.TryLend(_snapshot, () => passthrough.FindMapper?.Invoke(Number), out Microsoft.Win32.SafeHandles.SafeFileHandle? file))
+        {
+            if (passthrough.TryOpen(_image.Name, file, out _backingId)) _path = DataPath.Passthrough;
+            else _image.TakeBack(_snapshot);
+        }
+        else if (!_isWritable && passthrough.Views is { } limits)
+        {
+            bool isTaken = false;
+            Storage.FileStorage? view = _image.GetView(
+                _snapshot, limits, made => isTaken = passthrough.TryOpen(_image.Name, made.Handle, out _backingId), passthrough.Say);
+            if (view is not null)
+            {
+                _path = DataPath.ReflinkView;
+                return;
+            }
+            if (isTaken) passthrough.Close(_backingId);
+            _backingId = 0;
+        }
+    }
+
+    private void LeavePath()
+    {
+        _image.NoteDataPath(_snapshot, null);
+        if (_path == DataPath.Server) return;
+        _settings.Passthrough.Close(_backingId);
+        _backingId = 0;
+        DataPath path = _path;
+        _path = DataPath.Server;
+        if (path == DataPath.Passthrough) _image.TakeBack(_snapshot);
+        else _image.DropView(_snapshot);
+    }
+
     // Pages that the kernel kept are the image's as it was when this node was last opened: of use only if nobody else had it since.
     private FuseOpenFlags FlagsOfOpen()
     {
+        if (_path != DataPath.Server) return FuseOpenFlags.Passthrough;
         if (_isDirect) return FuseOpenFlags.DirectIo | FuseOpenFlags.ParallelDirectWrites;
         ulong version = _image.Version;
         return Interlocked.Exchange(ref _cachedVersion, version) == version ? FuseOpenFlags.KeepCache : FuseOpenFlags.None;

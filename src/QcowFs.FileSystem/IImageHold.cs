@@ -18,6 +18,10 @@ public interface IImageHold : IDisposable
     /// <summary>Opens an internal snapshot's disk, for reading, beside the active one.</summary>
     IDiskImage OpenSnapshot(string nameOrId, bool isId);
 
+    /// <summary>Makes a file without a name beside the image, for a view of one of its disks; null where views are not made. Faults:
+    /// <see cref="Storage.StorageException"/>.</summary>
+    Storage.FileStorage? CreateView() => null;
+
     /// <summary>Facts as the file holds them now.</summary>
     ImageFileFacts ReadFacts();
 

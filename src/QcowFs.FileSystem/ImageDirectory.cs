@@ -111,7 +111,7 @@ public sealed class ImageDirectory : IDisposable
                 Time = open.Time,
                 WhenClosed = () => _directory.TryQuery(entry) is { } facts ? HostFileFacts.From(facts) : null,
             },
-            () => new ImageHold(_files, path, open));
+            () => new ImageHold(_files, path, open, _directory));
         found.ImageVersion = found.Version;
         Give(found, image);
         return image;

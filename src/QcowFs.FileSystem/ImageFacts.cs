@@ -42,6 +42,10 @@ internal static class ImageFacts
         json.WriteStartObject();
         json.WriteBoolean("open", image.IsOpen);
         json.WriteNumber("opens", image.Opens);
+        json.WriteString("data-path", image.DiskPath is { } path ? PathName(path) : null);
+        json.WriteStartObject("snapshot-data-paths");
+        foreach ((string snapshot, DataPath used) in image.SnapshotPaths()) json.WriteString(snapshot, PathName(used));
+        json.WriteEndObject();
         WriteOperations(json, image.Load, done);
         json.WriteNumber("bytes-read", done.BytesRead);
         json.WriteNumber("bytes-written", done.BytesWritten);
@@ -95,6 +99,13 @@ internal static class ImageFacts
         }
         json.WriteEndObject();
     }
+
+    private static string PathName(DataPath path) => path switch
+    {
+        DataPath.Passthrough => "passthrough",
+        DataPath.ReflinkView => "reflink-view",
+        _ => "server",
+    };
 
     private static string KindName(LoadKind kind) => kind switch
     {

@@ -1,5 +1,6 @@
 // The hold on an image of the host.
 using QcowFs.Images;
+using QcowFs.Storage;
 
 namespace QcowFs.FileSystem;
 
@@ -7,7 +8,9 @@ namespace QcowFs.FileSystem;
 /// <param name="files">Where files are opened.</param>
 /// <param name="path">The image.</param>
 /// <param name="options">How it is opened; whether for writing is said at each open.</param>
-public sealed class ImageHold(IHostFiles files, string path, OpenOptions options) : IImageHold
+/// <param name="beside">The directory in which views are made, opened before a mount could cover it; null: none are made. It stays the
+/// caller's.</param>
+public sealed class ImageHold(IHostFiles files, string path, OpenOptions options, HostDirectory? beside = null) : IImageHold
 {
     // Snapshots are read beside the disk, and there may be many.
     private const long SnapshotCacheSize = 4 << 20;
@@ -28,6 +31,9 @@ public sealed class ImageHold(IHostFiles files, string path, OpenOptions options
         SnapshotIsId = isId,
         CacheSize = Math.Min(options.CacheSize, SnapshotCacheSize),
     });
+
+    /// <inheritdoc/>
+    public FileStorage? CreateView() => beside?.CreateUnnamed($"a view of {path}");
 
     /// <inheritdoc/>
     public ImageFileFacts ReadFacts() => new ImageOpener(_held).ReadInfo(path, options.Format);

@@ -15,6 +15,9 @@ public sealed record ImageReceipt(
     /// <summary>What <see cref="Overlay"/> says of an overlay that is gone.</summary>
     public const string TemporaryOverlay = "temporary";
 
+    /// <summary>Whether the kernel could write to the disk by itself (passthrough): then <see cref="Written"/> is what it did not.</summary>
+    public bool WrittenByKernel { get; init; }
+
     /// <summary>The overlay's file to which changes went instead of the image, or <see cref="TemporaryOverlay"/>; null without one.</summary>
     public string? Overlay { get; init; }
 }

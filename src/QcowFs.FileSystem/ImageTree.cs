@@ -135,7 +135,7 @@ internal sealed class ImageTree
         for (int i = _leaving.Count - 1; i >= 0; i--)
         {
             ImageBranch branch = _leaving[i];
-            if (branch.Image.Opens > 0 || branch.FactOpens > 0) continue;
+            if (branch.Image.Opens > 0 || branch.Image.IsPinned || branch.FactOpens > 0) continue;
             if (branch.Image.WasUsed) _receipts.Add(branch.Image.Close());
             _leaving.RemoveAt(i);
         }

@@ -31,6 +31,7 @@ public sealed partial class MountedImage
         lock (_life)
         {
             RequireChangeable();
+            RequireNotLent();
             if (action == SnapshotAction.Apply)
             {
                 WaitForReleases(() => _diskUses > 0);
@@ -54,6 +55,7 @@ public sealed partial class MountedImage
         lock (_life)
         {
             RequireChangeable();
+            RequireNotLent();
             long size = 0;
             WithDiskClosed(hold => size = hold.Resize(change, mayShrink));
             return size;
@@ -65,6 +67,7 @@ public sealed partial class MountedImage
     {
         lock (_life)
         {
+            RequireNotLent();
             CheckReport? report = null;
             WithDiskClosed(hold => report = hold.Check());
             return report!;
@@ -78,6 +81,7 @@ public sealed partial class MountedImage
         lock (_life)
         {
             if (_frozen || !IsWritable) return;
+            RequireNotLent();
             _frozen = true;
             try
             {
@@ -187,7 +191,11 @@ public sealed partial class MountedImage
     internal void RemoveView(SnapshotView view)
     {
         lock (_life)
-            if (!view.IsUsed) _views.Remove(view);
+        {
+            if (view.IsUsed) return;
+            _views.Remove(view);
+            if (_shadows.Remove(view, out FileStorage? shadow)) shadow?.Dispose();
+        }
     }
 
     /// <summary>States the shape of an image that is not open, or why it has none.</summary>
@@ -203,7 +211,7 @@ public sealed partial class MountedImage
     }
 
     /// <summary>Whether the open disk was changed since its partition table was read.</summary>
-    internal bool IsShapeStale => _tableStale && _options.ShowsPartitions && IsOpen;
+    internal bool IsShapeStale => (_tableStale || _wasLent) && _options.ShowsPartitions && IsOpen;
 
     /// <summary>Reads the partition table anew where the open disk was changed since the last time. A failure keeps what was known.</summary>
     internal void RefreshShape()
@@ -223,7 +231,7 @@ public sealed partial class MountedImage
     /// <summary>Inside the gate, or where everybody is out.</summary>
     private void ReadTable()
     {
-        if (!_options.ShowsPartitions || !_tableStale || _disk is not { } disk || _shape is not { } shape) return;
+        if (!_options.ShowsPartitions || !(_tableStale || _wasLent) || _disk is not { } disk || _shape is not { } shape) return;
         _tableStale = false; // before the read: a change meanwhile asks for another
         try
         {

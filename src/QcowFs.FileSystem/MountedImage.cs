@@ -91,7 +91,10 @@ public sealed partial class MountedImage
     public bool IsOpen => Volatile.Read(ref _hold) is not null;
 
     /// <summary>How many opens of the image's files have not been released.</summary>
-    public int Opens => Volatile.Read(ref _uses);
+    public int Opens => Volatile.Read(ref _uses) - (_isPinned ? 1 : 0);
+
+    /// <summary>Whether it stays open as long as the mount, though nobody has a file of it open (W5).</summary>
+    internal bool IsPinned => _isPinned;
 
     /// <summary>Bytes of the active disk.</summary>
     public long Length => _disk?.Length ?? _shape?.VirtualSize ?? 0;
@@ -181,8 +184,8 @@ public sealed partial class MountedImage
             if (snapshot is null) _diskUses--;
             else snapshot.Close();
             Monitor.PulseAll(_life);
-            if (--_uses > 0) return;
-            if (!_options.StaysOpen)
+            if (--_uses > (_isPinned ? 1 : 0)) return;
+            if (!_options.StaysOpen && !_isPinned)
             {
                 if (CloseNow() is { } failure) throw new StorageException(Errno.EIO, failure, Name);
                 return;
@@ -207,6 +210,7 @@ public sealed partial class MountedImage
         try
         {
             if (_disk is not { IsReadOnly: false } disk) return;
+            if (_isLent) MarkChanged(); // W4
             // Cleared before, so that a change meanwhile is not taken for synced; set again where the sync fails.
             _changed = false;
             bool done = false;
@@ -239,7 +243,10 @@ public sealed partial class MountedImage
             if (check is not null && _failure is null && _past.BytesWritten + _past.BytesDiscarded > 0)
                 outcome = CheckAfterClose(hold, check);
             Release();
-            return new ImageReceipt(Name, _recovery, _past.BytesWritten, _past.BytesDiscarded, _past.BytesShared, outcome, _failure);
+            return new ImageReceipt(Name, _recovery, _past.BytesWritten, _past.BytesDiscarded, _past.BytesShared, outcome, _failure)
+            {
+                WrittenByKernel = _wasLent,
+            };
         }
     }
 
@@ -366,6 +373,7 @@ public sealed partial class MountedImage
 
     private void Release()
     {
+        DropViews();
         _hold?.Dispose();
         _hold = null;
     }

@@ -17,6 +17,9 @@ internal sealed class SnapshotView(SnapshotFacts facts, string key, bool keyIsId
 
     public IDiskImage? Disk => _disk;
 
+    /// <summary>Who serves the bytes of its file while that is open, else null.</summary>
+    public DataPath? DataPath { get; set; }
+
     public bool IsUsed => _uses > 0;
 
     public long Length => _disk?.Length ?? Facts.VirtualSize ?? currentSize;

@@ -17,6 +17,9 @@ public sealed record TreeSettings
     /// change always do: their files are different inodes over the same bytes, and cached pages of one would go stale.</summary>
     public bool AlwaysDirect { get; init; }
 
+    /// <summary>Which disks the kernel serves by itself.</summary>
+    public Passthrough Passthrough { get; init; } = Passthrough.None;
+
     /// <summary>Whether partitions have files.</summary>
     public bool ShowsPartitions { get; init; } = true;
 

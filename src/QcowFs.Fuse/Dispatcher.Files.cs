@@ -81,7 +81,7 @@ internal sealed partial class Dispatcher
 
     private static int WriteOpened(Span<byte> payload, in FuseOpenResult opened)
     {
-        var result = new OpenOut { Handle = opened.Handle, Flags = (uint)opened.Flags };
+        var result = new OpenOut { Handle = opened.Handle, Flags = (uint)opened.Flags, BackingId = opened.BackingId };
         return Message.Write(payload, in result);
     }
 

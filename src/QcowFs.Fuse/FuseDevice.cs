@@ -49,6 +49,13 @@ internal sealed unsafe class FuseDevice : IDisposable
         return null;
     }
 
+    /// <summary>ioctl(2) on the device.</summary>
+    public Errno Control(nuint request, void* argument, out int result)
+    {
+        result = Libc.Ioctl(_descriptor, request, argument);
+        return result < 0 ? Libc.LastErrno : Errno.None;
+    }
+
     /// <summary>Waits for a request. Gives its length, or 0 at the end of the connection, which <paramref name="end"/> then tells:
     /// ENODEV is an unmount, ECONNABORTED an abort, None the other end of a socket.</summary>
     public int Receive(byte* buffer, int capacity, out Errno end)

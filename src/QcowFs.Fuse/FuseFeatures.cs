@@ -36,7 +36,8 @@ public enum FuseFeatures : ulong
     ExpireOnly = 1UL << 35,
     /// <summary>FUSE_DIRECT_IO_ALLOW_MMAP: never asked for. A shared mapping beside direct I/O would be stale both ways.</summary>
     DirectIoAllowMap = 1UL << 36,
-    /// <summary>FUSE_PASSTHROUGH.</summary>
+    /// <summary>FUSE_PASSTHROUGH: the kernel can read and write a file of ours in a host file that backs it (<see cref="IBackingFiles"/>).
+    /// </summary>
     Passthrough = 1UL << 37,
     /// <summary>FUSE_HAS_RESEND: the kernel can send again what a dead server had taken.</summary>
     Resend = 1UL << 39,

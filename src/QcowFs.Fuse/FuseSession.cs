@@ -34,6 +34,7 @@ public sealed unsafe class FuseSession : IDisposable
     private const int StackSize = 1 << 20;
 
     private readonly FuseSessionOptions _options;
+    private readonly IFuseFileSystem _fileSystem;
     private readonly Dispatcher _dispatcher;
     private readonly ManualResetEventSlim _ended = new(false);
     private readonly int _mostThreads;
@@ -86,6 +87,7 @@ public sealed unsafe class FuseSession : IDisposable
         ArgumentOutOfRangeException.ThrowIfLessThan(options.MaxThreads, 1);
         _options = options;
         _connection = connection;
+        _fileSystem = fileSystem;
         _dispatcher = new Dispatcher(fileSystem, options);
         _mostThreads = options.Threads > 0 ? options.Threads : options.MaxThreads;
         if (options.Threads == 0) _growth = new ChannelGrowth(() => _deviceChannels, TryAddDeviceChannel);
@@ -148,6 +150,7 @@ public sealed unsafe class FuseSession : IDisposable
         try
         {
             _connection ??= new Handshake(_devices[0], _options, TryPrepareRings).Perform();
+            _fileSystem.Connected(_connection.Enabled.HasFlag(FuseFeatures.Passthrough) ? new BackingFiles(_devices[0]) : null);
             AddFirstChannels();
         }
         catch

@@ -79,6 +79,9 @@ public enum FuseOpenFlags
     NoFlush = 32,
     /// <summary>FOPEN_PARALLEL_DIRECT_WRITES: the kernel need not serialise direct writes.</summary>
     ParallelDirectWrites = 64,
+    /// <summary>FOPEN_PASSTHROUGH: the kernel reads, writes and maps the host file that <see cref="FuseOpenResult.BackingId"/> names,
+    /// and no READ or WRITE comes to the file system. Goes with neither <see cref="KeepCache"/> nor opens of the node without it.</summary>
+    Passthrough = 128,
 }
 
 /// <summary>The result of an open.</summary>
@@ -88,6 +91,9 @@ public struct FuseOpenResult
     public ulong Handle { get; set; }
     /// <summary>How the kernel is to treat the file.</summary>
     public FuseOpenFlags Flags { get; set; }
+    /// <summary>With <see cref="FuseOpenFlags.Passthrough"/>: what <see cref="IBackingFiles.TryOpen"/> gave, the same for all opens of one
+    /// node.</summary>
+    public int BackingId { get; set; }
 }
 
 /// <summary>The result of statfs(2).</summary>

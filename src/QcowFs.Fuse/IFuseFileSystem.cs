@@ -14,6 +14,13 @@ public interface IFuseFileSystem
     /// <summary>The node id of the root (FUSE_ROOT_ID).</summary>
     const ulong RootNode = 1;
 
+    /// <summary>The kernel has agreed to serve; called once, before any other member. <paramref name="backing"/> lets it serve files by
+    /// itself, and is null where it cannot. It may be used until the session has ended.</summary>
+    void Connected(IBackingFiles? backing)
+    {
+        // Who answers every request needs to know nothing of it.
+    }
+
     /// <summary>Finds a child by name and counts one kernel reference to it.</summary>
     Errno Lookup(ulong parent, ReadOnlySpan<byte> name, out FuseEntry entry);
 

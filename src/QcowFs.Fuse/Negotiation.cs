@@ -26,7 +26,11 @@ internal static class Negotiation
     private const FuseFeatures Wanted =
         FuseFeatures.AsyncRead | FuseFeatures.BigWrites | FuseFeatures.AutoInvalidateData | FuseFeatures.ReadDirectoryPlus
         | FuseFeatures.ReadDirectoryPlusAuto | FuseFeatures.AsyncDirectIo | FuseFeatures.ParallelDirectoryOperations
-        | FuseFeatures.AbortError | FuseFeatures.MaxPages | FuseFeatures.InitExtended | FuseFeatures.ExpireOnly;
+        | FuseFeatures.AbortError | FuseFeatures.MaxPages | FuseFeatures.InitExtended | FuseFeatures.ExpireOnly | FuseFeatures.Passthrough;
+
+    // Backing files may not lie on a stacked file system (overlayfs, a FUSE mount with passthrough) themselves; in return this mount may lie
+    // below one. With 0 the kernel takes FUSE_PASSTHROUGH for a mistake.
+    private const uint StackDepth = 1;
 
     /// <summary>What became of one INIT request.</summary>
     internal enum Outcome
@@ -77,6 +81,7 @@ internal static class Negotiation
         reply.MaxWrite = (uint)options.MaxPayload;
         reply.TimeGranularity = 1;
         reply.MaxPages = (ushort)pages;
+        reply.MaxStackDepth = enabled.HasFlag(FuseFeatures.Passthrough) ? StackDepth : 0;
         connection = new FuseConnection
         {
             Minor = (int)reply.Minor,

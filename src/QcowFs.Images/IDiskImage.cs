@@ -1,4 +1,5 @@
 // What the layers above see of an image: a storage that presents a guest disk kept in some format.
+using System.Diagnostics.CodeAnalysis;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Storage;
 
@@ -26,9 +27,34 @@ public interface IDiskImage : IStorage
     /// No guest data is read.</summary>
     Extent QueryExtent(long offset, long length);
 
-    /// <summary>Gives the host file when guest offset equals host offset everywhere and the file ends where the disk ends, so
-    /// that a kernel could serve it directly. The handle stays owned by the image.</summary>
-    bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file);
+    /// <summary>Gives the host file when it is a regular one, guest offset equals host offset everywhere and the file ends where the disk
+    /// ends, so that a kernel could serve it directly. The handle stays owned by the image. May read all of the mapping.</summary>
+    bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file);
+
+    /// <summary>Gives the identity file to somebody who writes to it past this image. From then on to the close
+    /// the mapping stays as it is (zeroing and discarding happen in the file), <see cref="IStorage.Sync"/> and <see cref="Close"/> make
+    /// their writes durable too, and the image's own reads and writes may go on. Called again where it was given before. False where the file is not the disk, or where every
+    /// write must be seen: dirty bitmaps, a journal.</summary>
+    bool TryBeginOutsideWrites([NotNullWhen(true)] out SafeFileHandle? file)
+    {
+        file = null;
+        return false;
+    }
+
+    /// <summary>Nobody else has the identity file open any more; somebody may still have it mapped. What was written past the end of a disk whose size an image states
+    /// is cut off; a disk that is its file has grown.</summary>
+    void EndOutsideWrites()
+    {
+        // Nobody could begin.
+    }
+
+    /// <summary>Gives the host file that data extents of a layer (<see cref="Extent.Depth"/>) lie in, where they do so directly. It stays
+    /// owned by the image.</summary>
+    bool TryGetDataFile(int depth, [NotNullWhen(true)] out FileStorage? file)
+    {
+        file = null;
+        return false;
+    }
 
     /// <summary>Facts, now, of the host file that holds the guest's data where that is another than the image's own; else null.</summary>
     FileFacts? DataFile => null;

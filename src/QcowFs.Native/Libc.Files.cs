@@ -92,6 +92,8 @@ public static unsafe partial class Libc
     /// <summary>ioctl: logical sector size of a block device, an int.</summary>
     public const nuint BLKSSZGET = 0x1268;
 
+    private const nuint FICLONERANGE = 0x4020940D;
+
     private const int OpenAt2Number = 437;
 
     /// <summary>open(2).</summary>
@@ -172,6 +174,9 @@ public static unsafe partial class Libc
     /// <summary>ioctl(2) with a pointer argument.</summary>
     [LibraryImport(LibraryName, EntryPoint = "ioctl", SetLastError = true)]
     public static partial int Ioctl(int fd, nuint request, void* argument);
+
+    /// <summary>ioctl(2) FICLONERANGE: makes a range of a file share the blocks of a range of another.</summary>
+    public static int Clone(int target, CloneRange range) => Ioctl(target, FICLONERANGE, &range);
 
     /// <summary>getrandom(2). May give less than asked, above 256 bytes.</summary>
     [LibraryImport(LibraryName, EntryPoint = "getrandom", SetLastError = true)]
@@ -327,4 +332,18 @@ public struct StatxData
     [FieldOffset(152)] public uint DirectMemoryAlignment;
     /// <summary>Alignment of offset and length for direct I/O; 0 where the file cannot do it.</summary>
     [FieldOffset(156)] public uint DirectOffsetAlignment;
+}
+
+/// <summary>struct file_clone_range.</summary>
+[StructLayout(LayoutKind.Sequential)]
+public struct CloneRange
+{
+    /// <summary>Descriptor of the file that has the blocks.</summary>
+    public long Source;
+    /// <summary>Where in it.</summary>
+    public ulong SourceOffset;
+    /// <summary>How many bytes; 0: to its end.</summary>
+    public ulong SourceLength;
+    /// <summary>Where they are to appear.</summary>
+    public ulong TargetOffset;
 }

@@ -34,6 +34,7 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
     private readonly bool _isTmpfs;
     private volatile bool _cannotPunch;
     private volatile bool _cannotZeroRange;
+    private readonly Lazy<SafeFileHandle?> _uncached; // the same file opened past the page cache; null where the host cannot
 
     internal FileStorage(SafeFileHandle handle, string name, bool isReadOnly, bool directIo)
     {
@@ -47,6 +48,7 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         _isTmpfs = Libc.Fstatfs(_fd, out StatFsData fileSystem) == 0 && fileSystem.Type == Libc.TMPFS_MAGIC;
         _length = CurrentLength(facts);
         _direct = directIo ? OpenDirect(facts) : null;
+        _uncached = new Lazy<SafeFileHandle?>(OpenUncached);
     }
 
     /// <inheritdoc/>
@@ -103,6 +105,52 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         return true;
     }
 
+    /// <summary>Learns the length anew, for a file that others may have changed, and gives it.</summary>
+    public long RefreshLength()
+    {
+        long length = CurrentLength(Stat(Libc.STATX_BASIC_STATS));
+        Volatile.Write(ref _length, length);
+        return length;
+    }
+
+    /// <summary>Whether the file system lets the file be opened with O_DIRECT.</summary>
+    public static bool CanBeOpenedDirect(SafeFileHandle file)
+    {
+        string path = string.Create(System.Globalization.CultureInfo.InvariantCulture, $"/proc/self/fd/{file.DangerousGetHandle()}");
+        int fd = Libc.Open(path, Libc.O_RDONLY | Libc.O_DIRECT | Libc.O_CLOEXEC, 0);
+        GC.KeepAlive(file);
+        if (fd >= 0)
+            _ = Libc.Close(fd);
+        return fd >= 0;
+    }
+
+    /// <summary>Unit in which the file system shares blocks between files, in bytes.</summary>
+    public int HostBlockSize => Libc.Fstatfs(_fd, out StatFsData facts) == 0
+        ? (int)facts.BlockSize
+        : throw new StorageException(Libc.LastErrno, "stat", Name);
+
+    /// <summary>Makes a range of this file share the blocks of a range of another file, on the same file system, without copying; offsets
+    /// and length are multiples of <see cref="HostBlockSize"/>. EOPNOTSUPP, EXDEV, EINVAL: the file system cannot.</summary>
+    public Errno TryClone(FileStorage source, long sourceOffset, long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("clone", offset, length);
+        var request = new CloneRange
+        {
+            Source = source._fd,
+            SourceOffset = (ulong)sourceOffset,
+            SourceLength = (ulong)length,
+            TargetOffset = (ulong)offset,
+        };
+        while (Libc.Clone(_fd, request) != 0)
+        {
+            if (Libc.LastErrno != Errno.EINTR)
+                return Libc.LastErrno;
+        }
+        DirectIo.Raise(ref _length, offset + length);
+        return Errno.None;
+    }
+
     /// <inheritdoc/>
     public void Read(long offset, Span<byte> destination)
     {
@@ -146,6 +194,32 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
             WriteZeroBytes(offset, length);
         else
             _cannotZeroRange = !TryFallocate(Libc.FALLOC_FL_ZERO_RANGE, "zero", offset, length);
+    }
+
+    /// <summary>Writes zeros to a range, past the page cache where that is possible: then no sync has to wait for them to reach the disk,
+    /// though they are as little durable without one as any write.</summary>
+    public void WriteZeroesUncached(long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("zero", offset, length);
+        bool isAligned = ((offset | length) & (AlignedBuffer.PageSize - 1)) == 0;
+        if (IsDirect || _isBlockDevice || !isAligned || offset + length > Length || _uncached.Value is not { } handle)
+        {
+            WriteZeroBytes(offset, length);
+            return;
+        }
+
+        while (length > 0)
+        {
+            int count = (int)Math.Min(length, Zeroes.Length);
+            Errno result = FileTransfer.Write((int)handle.DangerousGetHandle(), Zeroes.Span[..count], offset, unit: AlignedBuffer.PageSize);
+            if (result == Errno.EINVAL)
+                WriteZeroBytes(offset, count); // a file system that wants another alignment
+            else if (result != Errno.None)
+                throw Failed(result, "zero", offset, count);
+            offset += count;
+            length -= count;
+        }
     }
 
     /// <inheritdoc/>
@@ -229,6 +303,8 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         if (HoldsLocks && !_handle.IsClosed)
             QemuLocks.Release(this);
         _handle.Dispose();
+        if (_uncached.IsValueCreated)
+            _uncached.Value?.Dispose();
     }
 
     // fallocate over the sectors that lie wholly in the range and zeros written over the ragged ends. Where the file system cannot,
@@ -271,6 +347,13 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
             offset += count;
             length -= count;
         }
+    }
+
+    // Through its descriptor, so that it is the same file whatever became of its name.
+    private SafeFileHandle? OpenUncached()
+    {
+        int fd = Libc.Open($"/proc/self/fd/{_fd}", Libc.O_WRONLY | Libc.O_DIRECT | Libc.O_CLOEXEC, 0);
+        return fd < 0 ? null : new SafeFileHandle(fd, ownsHandle: true);
     }
 
     private Errno Fallocate(int mode, long offset, long length)

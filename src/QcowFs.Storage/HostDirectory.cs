@@ -108,6 +108,11 @@ public sealed class HostDirectory : IDisposable
     public FileStorage OpenBeneath(string relativePath, StorageAccess access, bool directIo) =>
         HostFiles.OpenBeneath(_handle, relativePath, System.IO.Path.Join(Path, relativePath), access, directIo);
 
+    /// <summary>Makes a file without a name in the directory, to read and write: its space is free again when it is closed, however the
+    /// process ends.</summary>
+    /// <param name="name">What error messages call it.</param>
+    public FileStorage CreateUnnamed(string name) => HostFiles.CreateUnnamed(_handle, name);
+
     /// <inheritdoc/>
     public void Dispose() => _handle.Dispose();
 

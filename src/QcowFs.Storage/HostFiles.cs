@@ -124,6 +124,15 @@ public static class HostFiles
         throw new StorageException(failure, "create", name);
     }
 
+    /// <summary>Makes a file without a name in a directory and nowhere else: EOPNOTSUPP where its file system knows no such files.</summary>
+    internal static FileStorage CreateUnnamed(SafeFileHandle directory, string name)
+    {
+        int fd = Libc.OpenAt((int)directory.DangerousGetHandle(), ".", Libc.O_TMPFILE | Libc.O_RDWR | Libc.O_EXCL | Libc.O_CLOEXEC, PrivateMode);
+        Errno failure = fd < 0 ? Libc.LastErrno : Errno.None;
+        GC.KeepAlive(directory);
+        return Own(fd, failure, name, StorageAccess.Create, directIo: false);
+    }
+
     private static int OpenUnnamed(string directory, bool directIo)
     {
         const int attempts = 100;

@@ -26,6 +26,9 @@ internal sealed class MemoryDisk : IDiskImage
     /// <summary>The stated map; empty: all data.</summary>
     public List<(ExtentKind Kind, long Length, long Host, int Depth)> Map { get; } = [];
 
+    /// <summary>The host file that the disk claims to be.</summary>
+    public SafeFileHandle? IdentityFile { get; set; }
+
     public StorageException? FailSync { get; set; }
 
     public StorageException? FailClose { get; set; }
@@ -88,9 +91,17 @@ internal sealed class MemoryDisk : IDiskImage
 
     public bool TryGetIdentityFile([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file)
     {
-        file = null;
-        return false;
+        file = IdentityFile;
+        return file is not null;
     }
+
+    public bool TryBeginOutsideWrites([System.Diagnostics.CodeAnalysis.NotNullWhen(true)] out SafeFileHandle? file)
+    {
+        Calls.Add("lend");
+        return TryGetIdentityFile(out file);
+    }
+
+    public void EndOutsideWrites() => Calls.Add("take back");
 
     public void Close()
     {

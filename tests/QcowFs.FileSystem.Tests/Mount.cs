@@ -30,7 +30,7 @@ internal sealed class Mount
     };
 
     public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false, bool staysOpen = true,
-        TimeSpan? releasePatience = null)
+        TimeSpan? releasePatience = null, PassthroughRule passthrough = PassthroughRule.None)
     {
         Disk = disk;
         TreeSettings settings = new()
@@ -39,6 +39,7 @@ internal sealed class Mount
             Gid = 1002,
             FileMode = mode ?? (disk.IsReadOnly ? 0x100u : 0x180u),
             AlwaysDirect = alwaysDirect,
+            Passthrough = Passthrough = new Passthrough(passthrough, Log.Add),
         };
         Hold = new MemoryHold(disk, Facts, new HostFileFacts(77, HostTime));
         Image = new MountedImage(
@@ -62,6 +63,8 @@ internal sealed class Mount
     public MemoryDisk Disk { get; }
 
     public MountedImage Image { get; }
+
+    public Passthrough Passthrough { get; }
 
     public MemoryHold Hold { get; }
 

@@ -3,6 +3,7 @@
 using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
+using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 
 namespace QcowFs.Fuse.TestServer;
@@ -26,13 +27,19 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     private readonly int _file = -1;
     private readonly Barrier? _barrier;
     private readonly ManualResetEventSlim _never = new(false);
+    private readonly SafeFileHandle? _backing;
+    private IBackingFiles? _kernel;
+    private int _backingId;
     private long _nextHandle = 1;
 
     public MemoryFileSystem(Options options)
     {
         _options = options;
         if (options.Backing is { } path)
-            _file = (int)File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite).DangerousGetHandle();
+        {
+            _backing = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
+            _file = (int)_backing.DangerousGetHandle();
+        }
         else
             _memory = (byte*)NativeMemory.AllocZeroed((nuint)options.Size);
         if (options.Rendezvous > 0) _barrier = new Barrier(options.Rendezvous);
@@ -42,7 +49,24 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public ServerStatistics Statistics { get; } = new();
 
     /// <summary>How the served tree looks.</summary>
-    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid, int DelayMs);
+    public sealed record Options(long Size, int EmptyFiles, string? Backing, bool FileAsRoot, bool Cached, int Rendezvous, uint Uid)
+    {
+        /// <summary>Whether the kernel serves the disk out of <see cref="Backing"/> by itself; 2: every second open forgets to say so.</summary>
+        public int Passthrough { get; init; }
+
+        /// <summary>How long each read of the disk waits.</summary>
+        public int DelayMs { get; init; }
+    }
+
+    /// <summary>How asking for passthrough went.</summary>
+    public string Passthrough { get; private set; } = "not asked for";
+
+    public void Connected(IBackingFiles? backing)
+    {
+        _kernel = backing;
+        if (_options.Passthrough == 0) return;
+        Passthrough = backing is null ? "not offered" : backing.TryOpen(_backing!, out _backingId).ToString();
+    }
 
     public Errno Lookup(ulong parent, ReadOnlySpan<byte> name, out FuseEntry entry)
     {
@@ -75,7 +99,12 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
 
     public Errno Open(ulong node, int flags, out FuseOpenResult result)
     {
-        Interlocked.Increment(ref Statistics.Opens);
+        long count = Interlocked.Increment(ref Statistics.Opens);
+        if (IsDisk(node) && _backingId > 0 && (_options.Passthrough == 1 || count % 2 != 0))
+        {
+            result = new FuseOpenResult { Handle = (ulong)Interlocked.Increment(ref _nextHandle), Flags = FuseOpenFlags.Passthrough, BackingId = _backingId };
+            return Errno.None;
+        }
         result = new FuseOpenResult
         {
             Handle = (ulong)Interlocked.Increment(ref _nextHandle),
@@ -190,6 +219,8 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
 
     public void Dispose()
     {
+        if (_backingId > 0) _kernel!.Close(_backingId);
+        _backing?.Dispose();
         _barrier?.Dispose();
         _never.Dispose();
     }

@@ -19,7 +19,11 @@ string mountPoint = args[0];
 string? backing = Option("backing", "") is { Length: > 0 } path ? path : null;
 long size = backing is null ? (long)Number("size-kib", 65536) * 1024 : new FileInfo(backing).Length;
 using var fileSystem = new MemoryFileSystem(new(
-    size, Number("files", 0), backing, File.Exists(mountPoint), args.Contains("--cached"), Number("rendezvous", 0), Libc.GetUserId(), Number("delay-ms", 0)));
+    size, Number("files", 0), backing, File.Exists(mountPoint), args.Contains("--cached"), Number("rendezvous", 0), Libc.GetUserId())
+{
+    Passthrough = Number("passthrough", 0),
+    DelayMs = Number("delay-ms", 0),
+});
 var sessionOptions = new FuseSessionOptions
 {
     Threads = Number("threads", 0),
@@ -76,6 +80,7 @@ string Describe()
     Span<FuseRequestInFlight> inFlight = new FuseRequestInFlight[64];
     int count = session.CopyRequestsInFlight(inFlight);
     facts["InFlight"] = count;
+    facts["Passthrough"] = fileSystem.Passthrough;
     facts["InFlightOpcode"] = count > 0 ? inFlight[0].Opcode.ToString() : "";
     return facts.ToJsonString();
 }

@@ -1,6 +1,7 @@
 // What mount options mean together.
 using QcowFs.CommandLine;
 using QcowFs.Commands;
+using QcowFs.FileSystem;
 using QcowFs.Images;
 using QcowFs.Server;
 using Xunit;
@@ -87,6 +88,21 @@ public sealed class MountSettingsTests
         Assert.Equal(16L << 20, Read("-w", "--journal").Open.Journal!.RingBytes);
         Assert.Equal(16L << 20, Read("-o", "writable,journal").Open.Journal!.RingBytes);
         Assert.Equal(2L << 20, Read("-w", "--journal=2M").Open.Journal!.RingBytes);
+        Assert.True(Read("-w", "--journal", "--dedup").Open is { Journal: not null, Dedup: not null });
+    }
+
+    [Theory]
+    [InlineData(PassthroughRule.ReadOnly, false)]
+    [InlineData(PassthroughRule.ReadOnly, true, "--reflink-view")]
+    [InlineData(PassthroughRule.ReadOnly, false, "-w")]
+    [InlineData(PassthroughRule.Writable, false, "-w", "--passthrough")]
+    [InlineData(PassthroughRule.Writable, true, "-o", "writable,passthrough,reflink_view")]
+    [InlineData(PassthroughRule.None, false, "--cache=none")]
+    [InlineData(PassthroughRule.None, true, "--direct-io=on", "--reflink-view")]
+    public void The_kernel_serves_what_it_may(PassthroughRule rule, bool views, params string[] words)
+    {
+        MountSettings settings = Read(words);
+        Assert.Equal((rule, views), (settings.PassthroughRule, settings.MakesViews));
     }
 
     [Fact]
@@ -95,7 +111,8 @@ public sealed class MountSettingsTests
     [Theory]
     [InlineData("-o ro: contradicts --writable; give one of them", "-w", "-o", "ro")]
     [InlineData("--stream: needs --writable; give -w too", "--stream")]
-    [InlineData("--dedup: does not go with --journal; give one of them", "-w", "--journal", "--dedup")]
+    [InlineData("--passthrough: needs --writable; give -w too; what is read-only needs no option for it", "--passthrough")]
+    [InlineData("--passthrough: is not possible with --cache=none; leave one of them out: the kernel would use the page cache", "-w", "--passthrough", "--cache=none")]
     [InlineData("--stream: 1024 bytes a second are too few; give at least 64k", "-w", "--stream=1k")]
     [InlineData("--stream: \"much\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--stream=much")]
     [InlineData("--direct-io: off is not possible with --writable; leave it out: cached pages would go stale", "-w", "--direct-io=off")]

@@ -20,6 +20,9 @@ internal sealed class AddCowBlockMap(AddCowBitmap bitmap, AddCowCommit commit, I
 
     public bool IsComplete => commit.IsComplete;
 
+    // There the length of the image file tells the layout.
+    public bool ToleratesLongerData => bitmap.Geometry.Header.Layout != AddCowLayout.March2012;
+
     public bool NeedsCommit => bitmap.Cache.NeedsCommit;
 
     public bool IsDirty => bitmap.Cache.DirtyCount > 0;

@@ -471,7 +471,7 @@ internal sealed partial class CowImage
     private bool TryZeroBlocks(long offset, long length)
     {
         if (!_map.Traits.IsIdentity)
-            return _map.TryPublishZero(offset, length);
+            return !_isWrittenOutside && _map.TryPublishZero(offset, length); // U2
         _data.Discard(offset, length);
         _dataDirty = true; // I1: before a commit can see the mapping
         _map.Publish(new Reservation(offset, offset + length, offset, ReadsAsZero: true, InPlace: false));

@@ -10,8 +10,6 @@
 //
 // Locks, in this order: range lock (held across I/O), then the map's own. A thread holds no lock and is outside
 // the epoch when it commits, since a commit waits for the epoch.
-using System.Diagnostics.CodeAnalysis;
-using Microsoft.Win32.SafeHandles;
 using QcowFs.Native;
 using QcowFs.Storage;
 
@@ -52,6 +50,7 @@ internal sealed partial class CowImage : IDiskImage
     private readonly int _blockBits;
     private readonly Action<string>? _log;
     private readonly Thread? _recovery;
+    private volatile bool _isWrittenOutside;
     private IDiskImage? _backing; // taken away by a commit once it is not needed; used inside the epoch only
     private int _timerArmed;
     private int _confirmArmed;
@@ -172,23 +171,12 @@ internal sealed partial class CowImage : IDiskImage
         }
     }
 
-    public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)
-    {
-        file = null;
-        if (!_map.IsComplete)
-            return false;
-        if (_dataImage is not null)
-            return _dataImage.TryGetIdentityFile(out file);
-        IStorage storage = _data is LatchedStorage outer ? outer.Inner : _data;
-        file = storage is FileStorage hostFile && hostFile.Length == Length ? hostFile.Handle : null;
-        return file is not null;
-    }
-
     public void Sync()
     {
         if (IsReadOnly)
             return;
         Statistics.AddSync();
+        NoteOutsideWrites();
 
         // A commit in progress has already cleared the marks of what it is about to make durable, and sets them again before it
         // ends when it fails: so the marks are read before and after.
@@ -209,6 +197,7 @@ internal sealed partial class CowImage : IDiskImage
         try
         {
             EndIdleSweeps();
+            NoteOutsideWrites();
             if (_attached is not null && Failure is null)
                 SweepAndCommit();
             if (_inUse)

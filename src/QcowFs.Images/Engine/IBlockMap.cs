@@ -74,6 +74,9 @@ internal interface IBlockMap : IDisposable
     /// is not needed. Never becomes false again.</summary>
     bool IsComplete => false;
 
+    /// <summary>Whether the image can still be opened where its data file has become longer than the disk.</summary>
+    bool ToleratesLongerData => true;
+
     /// <summary>Facts of the format that change while the image is in use, under the keys of <see cref="ImageFileFacts.FormatSpecific"/>.
     /// May read metadata.</summary>
     IReadOnlyList<FormatFact> CurrentFacts => [];

@@ -1,5 +1,5 @@
 // A raw image as a disk: every guest byte is the file's byte at the same offset. The disk's size is the file's length when it was
-// opened, whatever it is a multiple of.
+// opened, whatever it is a multiple of, unless others were let write to it: then it is the file's length now.
 // I4. Sync returns after a sync of the file that began after every acknowledged write.
 // I7. Every change passes a LatchedStorage.
 using System.Diagnostics.CodeAnalysis;
@@ -16,6 +16,8 @@ internal sealed class RawImage : IDiskImage
     private readonly IStorage _original;
     private readonly LatchedStorage _file;
     private readonly FailureLatch _latch;
+    private long _length; // by Volatile
+    private volatile bool _isWrittenOutside;
     private bool _closed;
 
     public RawImage(IStorage file, OpenOptions options)
@@ -23,14 +25,14 @@ internal sealed class RawImage : IDiskImage
         _original = file;
         _latch = new FailureLatch(options.Log);
         _file = new LatchedStorage(file, _latch);
-        Length = file.Length;
+        _length = file.Length;
         IsReadOnly = !options.Writable;
-        Info = new ImageInfo { Path = file.Name, Format = RawFormat.FormatName, VirtualSize = Length };
+        Info = new ImageInfo { Path = file.Name, Format = RawFormat.FormatName, VirtualSize = _length };
     }
 
     public string Name => _original.Name;
 
-    public long Length { get; }
+    public long Length => _isWrittenOutside ? FollowFile() : Volatile.Read(ref _length);
 
     public bool IsReadOnly { get; }
 
@@ -104,7 +106,23 @@ internal sealed class RawImage : IDiskImage
 
     public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)
     {
-        file = _original is FileStorage hostFile && hostFile.Length == Length ? hostFile.Handle : null;
+        file = _original is FileStorage hostFile && hostFile.QueryFacts() is { IsBlockDevice: false } facts && facts.Length == Length
+            ? hostFile.Handle : null;
+        return file is not null;
+    }
+
+    public bool TryBeginOutsideWrites([NotNullWhen(true)] out SafeFileHandle? file)
+    {
+        file = null;
+        if (IsReadOnly || Failure is not null || !TryGetIdentityFile(out file))
+            return false;
+        _isWrittenOutside = true;
+        return true;
+    }
+
+    public bool TryGetDataFile(int depth, [NotNullWhen(true)] out FileStorage? file)
+    {
+        file = depth == 0 ? _original as FileStorage : null;
         return file is not null;
     }
 
@@ -128,6 +146,14 @@ internal sealed class RawImage : IDiskImage
     {
         _closed = true;
         _file.Dispose();
+    }
+
+    // The file is the disk, and whoever writes past its end makes both larger.
+    private long FollowFile()
+    {
+        long length = ((FileStorage)_original).RefreshLength();
+        Volatile.Write(ref _length, length);
+        return length;
     }
 
     private void CheckRange(long offset, long length, string operation)

@@ -73,6 +73,27 @@ internal static class Holders
         return MapsFrom(directory + "/maps", mount.Device);
     }
 
+    /// <summary>A process that has a file mapped, in words, or null where none is seen.</summary>
+    /// <param name="device">Device number of the mount.</param>
+    /// <param name="inode">The file's inode.</param>
+    public static string? FindMapper(string device, ulong inode)
+    {
+        foreach (string directory in Directory.EnumerateDirectories("/proc"))
+        {
+            string process = Path.GetFileName(directory);
+            if (!int.TryParse(process, NumberStyles.None, CultureInfo.InvariantCulture, out _)) continue;
+            try
+            {
+                if (MapsFrom(directory + "/maps", device, inode)) return $"{File.ReadAllText(directory + "/comm").TrimEnd()} (process {process})";
+            }
+            catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+            {
+                continue; // it has ended, or belongs to another user
+            }
+        }
+        return null;
+    }
+
     private static string? MountIdOf(string fdinfo)
     {
         const string key = "mnt_id:";
@@ -89,12 +110,13 @@ internal static class Holders
     }
 
     /// <summary>Lines of maps: range, permissions, offset, device in hexadecimal, inode, path.</summary>
-    private static bool MapsFrom(string maps, string device)
+    private static bool MapsFrom(string maps, string device, ulong? inode = null)
     {
         string[] parts = device.Split(':');
         string hexadecimal = string.Create(
             CultureInfo.InvariantCulture,
-            $" {int.Parse(parts[0], CultureInfo.InvariantCulture):x2}:{int.Parse(parts[1], CultureInfo.InvariantCulture):x2} ");
+            $" {int.Parse(parts[0], CultureInfo.InvariantCulture):x2}:{int.Parse(parts[1], CultureInfo.InvariantCulture):x2} {inode}");
+        if (inode is not null) hexadecimal += " ";
         foreach (string line in File.ReadLines(maps))
             if (line.Contains(hexadecimal, StringComparison.Ordinal)) return true;
         return false;

@@ -27,6 +27,8 @@ internal sealed class MountServer : IDisposable
     private readonly ServerLog _log;
     private readonly ImageDirectory? _directory;
     private readonly DiskFileSystem _fileSystem;
+    private readonly Passthrough _passthrough;
+    private readonly HostDirectory? _beside; // the image's, opened before a mount could cover it
     private readonly string? _overlayPath; // absolute; null: none, or a temporary one
     private readonly ManualResetEventSlim _ended = new(false);
     private FuseMount? _mount;
@@ -46,9 +48,12 @@ internal sealed class MountServer : IDisposable
         _source = Path.GetFullPath(settings.Source);
         _overlayPath = settings.OverlayFile is { } overlay ? Path.GetFullPath(overlay) : null;
         OpenOptions open = settings.Open with { Log = _log.Write };
+        _passthrough = new Passthrough(settings.PassthroughRule, _log.Write) { Views = settings.MakesViews ? new ReflinkLimits() : null };
+        TreeSettings tree = settings.Tree with { Passthrough = _passthrough };
         if (!IsDirectory(settings.Source))
         {
-            _fileSystem = ForImage(open);
+            if (settings.MakesViews) _beside = OpenBeside(settings.Source);
+            _fileSystem = ForImage(open, tree);
             return;
         }
         if (_mountPoint.IsFile)
@@ -66,13 +71,17 @@ internal sealed class MountServer : IDisposable
             Log = _log.Write,
             Describe = ErrorLine.For,
         });
-        _fileSystem = DiskFileSystem.ForDirectory(_directory, settings.Tree, TimeProvider.System, _log.Write);
+        _fileSystem = DiskFileSystem.ForDirectory(_directory, tree, TimeProvider.System, _log.Write);
     }
+
+    // Blocks are shared only within a file system, so it is the directory that the file itself lies in.
+    private static HostDirectory OpenBeside(string image) =>
+        new(Path.GetDirectoryName(Libc.Canonical(image, out string real) == Errno.None ? real : Path.GetFullPath(image)) ?? "/", LinkPolicy.None);
 
     private static bool IsDirectory(string path) =>
         Libc.Status(path, 0, out StatxData facts) == Errno.None && (facts.Mode & Libc.S_IFMT) == Libc.S_IFDIR;
 
-    private DiskFileSystem ForImage(OpenOptions open)
+    private DiskFileSystem ForImage(OpenOptions open, TreeSettings tree)
     {
         if (open.StreamRate is not null && ImageOptions.Opener.ReadInfo(_settings.Source, open.Format).Format is var format and not "add-cow")
         {
@@ -91,10 +100,10 @@ internal sealed class MountServer : IDisposable
             },
             () => _settings.HasOverlay
                 ? new OverlayHold(HostFileSystem.Instance, _settings.Source, _settings.OverlayFile, open)
-                : new ImageHold(HostFileSystem.Instance, _settings.Source, open));
+                : new ImageHold(HostFileSystem.Instance, _settings.Source, open, _beside));
         return _mountPoint.IsFile
-            ? DiskFileSystem.ForFile(image, _settings.Tree)
-            : DiskFileSystem.ForImage(image, _settings.Tree, TimeProvider.System, _log.Write);
+            ? DiskFileSystem.ForFile(image, tree)
+            : DiskFileSystem.ForImage(image, tree, TimeProvider.System, _log.Write);
     }
 
     /// <summary>Serves the mount; returns when it has ended and everything is closed. <paramref name="ready"/> is called when the mount
@@ -110,6 +119,7 @@ internal sealed class MountServer : IDisposable
         _mount?.Dispose();
         if (_receipt is null) _fileSystem.Close(); // a start that failed: nobody asks for the receipt
         _directory?.Dispose();
+        _beside?.Dispose();
         _log.Dispose();
         _ended.Dispose();
     }
@@ -164,7 +174,9 @@ internal sealed class MountServer : IDisposable
     {
         // Relative paths have been resolved; a working directory would keep its file system busy.
         if (!_settings.StaysInForeground) Environment.CurrentDirectory = "/";
-        using ControlServer? control = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } own
+        MountEntry? own = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } top ? top : null;
+        if (own is not null) _passthrough.FindMapper = inode => Holders.FindMapper(own.Device, inode);
+        using ControlServer? control = own is not null
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
         _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}{(session.Transport == FuseTransport.IoUring ? ", over io_uring" : "")}");

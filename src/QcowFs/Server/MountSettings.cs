@@ -22,6 +22,10 @@ internal sealed record MountSettings
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
     { ValueIsOptional = true };
+    public static readonly Option Passthrough = new(
+        "passthrough", "let the kernel write a disk that is a plain file directly: as fast as the file, and past the end it grows");
+    public static readonly Option ReflinkView = new(
+        "reflink-view", "let the kernel read a read-only disk directly, through a hidden file that shares the image's blocks (XFS, Btrfs)");
     public static readonly Option Dedup = new("dedup", "store equal clusters once, as they are written; keeps an index IMAGE.dedup beside the image");
     public static readonly Option AllowOther = new("allow-other", "let other users in (needs user_allow_other in /etc/fuse.conf)");
     public static readonly Option Uid = new("uid", "owner of the files, by name or number; default: the mounting user", "USER");
@@ -42,7 +46,7 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Journal, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        Writable, Overlay, Stream, Journal, Passthrough, ReflinkView, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
         CacheSize, Cache, Threads, Transport, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
@@ -56,6 +60,12 @@ internal sealed record MountSettings
     public required OpenOptions Open { get; init; }
 
     public required FileSystem.TreeSettings Tree { get; init; }
+
+    /// <summary>Which disks the kernel may serve by itself.</summary>
+    public FileSystem.PassthroughRule PassthroughRule { get; init; }
+
+    /// <summary>Whether views are made of read-only disks, so that the kernel can serve them.</summary>
+    public bool MakesViews { get; init; }
 
     /// <summary>Whether what is mounted can be written, be it the image or an overlay.</summary>
     public bool IsWritable => Open.Writable || HasOverlay;
@@ -99,8 +109,10 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
-        if (line.Has(Journal) && line.Has(Dedup))
-            throw CommandFailure.Usage(Dedup.Display, "does not go with --journal", "give one of them");
+        if (!changesImage && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
+        if (line.Has(Passthrough) && line.Choice(Cache, "host", "none") == "none")
+            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
         if (!changesImage && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
@@ -113,8 +125,13 @@ internal sealed record MountSettings
         {
             throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
+        // Who wants no page cache in between gets every request served here.
+        bool usesCache = direct != "on" && (line.Choice(Cache, "host", "none") ?? "host") == "host";
         return new MountSettings
         {
+            PassthroughRule = !usesCache ? FileSystem.PassthroughRule.None
+                : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable : FileSystem.PassthroughRule.ReadOnly,
+            MakesViews = line.Has(ReflinkView),
             Source = line.Operands[0],
             MountPoint = line.Operands[1],
             Open = OpenFrom(line, changesImage),
@@ -166,14 +183,12 @@ internal sealed record MountSettings
     private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
     {
         if (!line.Has(Journal)) return null;
-        if (line.Has(Dedup))
-            throw CommandFailure.Usage(Journal.Display, "is not possible with --dedup yet", "give one of them");
         if (!writable)
             throw CommandFailure.Usage(Journal.Display, "a journal is for writing", "add -w, or leave it out: mounts without -w read through a journal that is there");
         long size = line.Size(Journal) ?? JournalOptions.DefaultBytes;
         if (size is < JournalOptions.MinBytes or > JournalOptions.MaxBytes)
             throw CommandFailure.Usage(Journal.Display, $"{size} bytes are not a journal's size", "give 1M to 64M");
-        return new JournalOptions { RingBytes = size, NewId = NewJournalId };
+        return new JournalOptions { RingBytes = size, NewId = NewJournalId, WritesAhead = true };
     }
 
     private static UInt128 NewJournalId()

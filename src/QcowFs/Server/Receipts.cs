@@ -26,12 +26,14 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
         int read = 0;
         foreach (ImageReceipt image in Images)
         {
-            if (Images.Count > 1 && image is { Written: 0, Discarded: 0, Replayed: null, Error: null })
+            if (Images.Count > 1 && image is { Written: 0, Discarded: 0, Replayed: null, Error: null, WrittenByKernel: false })
             {
                 read++;
                 continue;
             }
-            string done = $"{Output.Safe(image.Name)}: {Sizes.Describe(image.Written)} written, {Sizes.Describe(image.Discarded)} discarded";
+            string byKernel = image.Written == 0 ? "written by the kernel (passthrough)" : $"{Sizes.Describe(image.Written)} written, and more by the kernel (passthrough)";
+            string written = image.WrittenByKernel ? byKernel : $"{Sizes.Describe(image.Written)} written";
+            string done = $"{Output.Safe(image.Name)}: {written}, {Sizes.Describe(image.Discarded)} discarded";
             if (image.Overlay == ImageReceipt.TemporaryOverlay) done += ", in a temporary overlay that is gone";
             else if (image.Overlay is not null) done += $", kept in {Output.Safe(Path.GetFileName(image.Overlay))}";
             if (image.Shared > 0) done += $", {Sizes.Describe(image.Shared)} shared";
@@ -59,6 +61,7 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
             json.WriteNumber("shared", image.Shared);
             json.WriteString("check", image.Check);
             json.WriteString("error", image.Error);
+            if (image.WrittenByKernel) json.WriteBoolean("written-by-kernel", true);
             if (image.Overlay is not null) json.WriteString("overlay", image.Overlay);
             json.WriteEndObject();
         }
@@ -81,6 +84,7 @@ internal sealed record Receipt(string MountPoint, IReadOnlyList<ImageReceipt> Im
                 image.GetProperty("check").GetString()!,
                 image.GetProperty("error").GetString())
             {
+                WrittenByKernel = image.TryGetProperty("written-by-kernel", out JsonElement byKernel) && byKernel.GetBoolean(),
                 Overlay = image.TryGetProperty("overlay", out JsonElement overlay) ? overlay.GetString() : null,
             });
         }

@@ -136,6 +136,49 @@ public abstract class RootMountTests : IDisposable
     }
 
     [SkippableFact]
+    public void Passthrough_serves_a_host_file_without_a_request_and_ignores_our_size()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", prepare: "truncate -s 1M /mnt/backing");
+        Assert.Equal("None", mount.Statistics()["Passthrough"]!.GetValue<string>());
+        mount.Run("""
+            dd if=/dev/urandom of=random bs=64k count=16 status=none
+            dd if=random of=$D bs=64k conv=notrunc,fsync status=none
+            cmp random backing && cmp random $D
+            dd if=$D of=/dev/null bs=4k iflag=direct status=none
+            python3 -c '
+            import mmap, os
+            f = os.open("m/disk", os.O_RDWR)
+            m = mmap.mmap(f, 1 << 20)
+            m[4096:4100] = b"mapd"
+            m.flush()
+            assert os.pread(f, 4, 4096) == b"mapd"
+            assert os.pwrite(f, b"past", 1 << 20) == 4
+            '
+            test $(stat -c %s backing) = $((1048576 + 4))
+            """.ReplaceLineEndings("\n")).Succeeded();
+        var statistics = mount.Statistics();
+        Assert.Equal((0, 0), (statistics["Reads"]!.GetValue<int>(), statistics["Writes"]!.GetValue<int>()));
+        Assert.Equal(1, statistics["Syncs"]!.GetValue<int>()); // fsync comes all the same; msync is the host file's own
+    }
+
+    [SkippableFact]
+    public void The_kernel_refuses_to_open_one_node_both_ways()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 2", prepare: "truncate -s 1M /mnt/backing");
+        mount.Run("exec 3<$D; dd if=$D of=/dev/null bs=4k count=1 2>&1 | grep -q 'Input/output error'").Succeeded();
+        mount.Run("dd if=/dev/zero of=/dev/null count=1 status=none; exec 3<$D; exec 3<&-; cat $D | cmp - backing").Succeeded();
+    }
+
+    [SkippableFact]
+    public void A_server_without_privilege_is_told_EPERM()
+    {
+        ServedMount mount = Serve("--backing /mnt/backing --passthrough 1", asUser: true, prepare: "truncate -s 1M /mnt/backing; chmod 666 /mnt/backing");
+        Assert.Equal("EPERM", mount.Statistics()["Passthrough"]!.GetValue<string>());
+        mount.Run("cmp $D backing").Succeeded();
+        Assert.True(mount.Statistic("Reads") > 0);
+    }
+
+    [SkippableFact]
     public void Durability_flags_reach_the_file_system()
     {
         ServedMount mount = Serve();
@@ -318,17 +361,9 @@ public abstract class RootMountTests : IDisposable
         Assert.Equal((65536, 65536), (statistics["LargestRead"]!.GetValue<int>(), statistics["LargestWrite"]!.GetValue<int>()));
     }
 
-    /// <summary>Reads and writes at depth, endlessly.</summary>
-    private static Process BeginLoad(ServedMount mount)
+    private protected ServedMount Serve(string arguments = "", string prepare = "", bool asUser = false)
     {
-        Process load = mount.Begin("exec fio --name=x --filename=$D --size=64M --rw=randrw --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 --numjobs=2 --time_based --runtime=1h --output-format=terse >fio.out");
-        while (mount.Statistic("Writes") == 0) Assert.False(load.HasExited);
-        return load;
-    }
-
-    private protected ServedMount Serve(string arguments = "", string prepare = "")
-    {
-        _mount = ServedMount.Start($"--transport {_transport} {arguments}", prepare: prepare);
+        _mount = ServedMount.Start($"--transport {_transport} {arguments}", asUser, prepare);
         Assert.StartsWith("ready", _mount.FirstLine, StringComparison.Ordinal);
         return _mount;
     }

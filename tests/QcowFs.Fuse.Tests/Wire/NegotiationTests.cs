@@ -18,10 +18,10 @@ public sealed class NegotiationTests
         // ASYNC_READ, BIG_WRITES, AUTO_INVAL_DATA, DO_READDIRPLUS, READDIRPLUS_AUTO, ASYNC_DIO, PARALLEL_DIROPS, ABORT_ERROR, MAX_PAGES, INIT_EXT
         const uint expected = (1u << 0) | (1u << 5) | (1u << 12) | (1u << 13) | (1u << 14) | (1u << 15) | (1u << 18) | (1u << 21) | (1u << 22) | (1u << 30);
         Assert.Equal(expected, reply.Flags);
-        Assert.Equal(1u << 3, reply.Flags2);
+        Assert.Equal((1u << 3) | (1u << 5), reply.Flags2); // HAS_EXPIRE_ONLY, PASSTHROUGH
         Assert.Equal((128, 96), (reply.MaxBackground, reply.CongestionThreshold));
         Assert.Equal((1u << 20, 1u, 256), (reply.MaxWrite, reply.TimeGranularity, reply.MaxPages));
-        Assert.Equal((0u, 0), (reply.MaxStackDepth, reply.MapAlignment));
+        Assert.Equal((1u, 0), (reply.MaxStackDepth, reply.MapAlignment));
         Assert.Equal(45, connection!.Minor);
         Assert.Equal(ulong.MaxValue, (ulong)connection.Offered);
     }
@@ -33,6 +33,15 @@ public sealed class NegotiationTests
         Negotiation.Answer(body, new FuseSessionOptions(), false, out _, out FuseConnection? connection);
         const FuseFeatures never = FuseFeatures.WritebackCache | FuseFeatures.DirectIoAllowMap | FuseFeatures.AtomicTruncate;
         Assert.Equal(FuseFeatures.None, connection!.Enabled & never);
+    }
+
+    [Fact]
+    public void A_stack_depth_is_stated_only_with_passthrough()
+    {
+        byte[] body = new Packet().U32(7).U32(45).U32(0).U32(uint.MaxValue).U32(uint.MaxValue & ~(1u << 5)).Zeros(44).Bytes;
+        Negotiation.Answer(body, new FuseSessionOptions(), false, out InitOut reply, out FuseConnection? connection);
+        Assert.Equal((1u << 3, 0u), (reply.Flags2, reply.MaxStackDepth));
+        Assert.False(connection!.Enabled.HasFlag(FuseFeatures.Passthrough));
     }
 
     [Fact]

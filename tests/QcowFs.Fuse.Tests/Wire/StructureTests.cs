@@ -25,6 +25,7 @@ public sealed class StructureTests
             (16, ForgetOne.Size, Unsafe.SizeOf<ForgetOne>()),
             (8, OpenIn.Size, Unsafe.SizeOf<OpenIn>()),
             (16, OpenOut.Size, Unsafe.SizeOf<OpenOut>()),
+            (16, BackingMap.Size, Unsafe.SizeOf<BackingMap>()),
             (24, ReleaseIn.Size, Unsafe.SizeOf<ReleaseIn>()),
             (24, FlushIn.Size, Unsafe.SizeOf<FlushIn>()),
             (40, ReadIn.Size, Unsafe.SizeOf<ReadIn>()),
