@@ -26,6 +26,7 @@ internal sealed record BenchOptions
           --size MIB           of the prepared disk (default 1024, or less where memory is short)
           --place tmpfs|disk   where all rows run (default: each row its own)
           --disk DIRECTORY     a directory on a real disk (default /var/tmp)
+          --io-uring           null server and QcowFs over io_uring; the kernel's switch is turned on meanwhile
           --report DIRECTORY   writes BENCHMARKS.md and a plot there
           --quick              one round, two seconds, 256 MiB
           --list               name the rows and end
@@ -57,6 +58,9 @@ internal sealed record BenchOptions
 
     public string DiskDirectory { get; private set; } = "/var/tmp";
 
+    /// <summary>Whether the null server and QcowFs have their requests over io_uring.</summary>
+    public bool OverIoUring { get; private set; }
+
     public string? ReportDirectory { get; private set; }
 
     public bool ListOnly { get; private set; }
@@ -86,12 +90,14 @@ internal sealed record BenchOptions
                 case "--size": options.DiskSize = (long)Number() << 20; break;
                 case "--place": options.Place = ParsePlace(Value()); break;
                 case "--disk": options.DiskDirectory = Value(); break;
+                case "--io-uring": options.OverIoUring = true; break;
                 case "--list": options.ListOnly = true; break;
                 case "--quick": (options.Rounds, options.Seconds, options.DiskSize) = (1, 2, 256L << 20); break;
                 default: throw new UsageException($"{name}: unknown option");
             }
         }
 
+        if (options.OverIoUring) options.MountOptions = options.MountOptions is { } given ? $"{given},transport=uring" : "transport=uring";
         if (options.DiskSize == 0)
             options.DiskSize = SizeThatFits(options.Contenders.Count);
         return options;

@@ -98,7 +98,7 @@ internal abstract record Contender(string Name)
         .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
         {
             "bare" => new BareFile(),
-            "null" => new NullServerContender(name, []),
+            "null" => new NullServerContender(name, options.OverIoUring ? ["--io-uring"] : []),
             "null-uring" => new NullServerContender(name, ["--io-uring"]),
             "qemu" => new QemuExport(name, "qcow2"),
             "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),

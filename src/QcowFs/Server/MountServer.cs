@@ -35,6 +35,7 @@ internal sealed class MountServer : IDisposable
     private Receipt? _receipt; // set before _ended
     private int _terminations;
     private volatile bool _frozen;
+    private volatile FuseSession? _session;
 
     private MountServer(MountSettings settings)
     {
@@ -152,6 +153,7 @@ internal sealed class MountServer : IDisposable
             Served = DiskFileSystem.Served,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
         });
+        _session = session;
         try
         {
             session.Start();
@@ -245,10 +247,26 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    private void Freeze()
+    {
+        _session?.ExpectWaits(true);
+        try
+        {
+            _fileSystem.Freeze();
+        }
+        catch
+        {
+            _session?.ExpectWaits(false);
+            throw;
+        }
+        _frozen = true;
+    }
+
     private void Thaw()
     {
         _frozen = false;
         _fileSystem.Thaw();
+        _session?.ExpectWaits(false);
     }
 
     /// <summary>Answers a request of the control socket; on a thread of its own.</summary>
@@ -295,8 +313,7 @@ internal sealed class MountServer : IDisposable
         switch (state)
         {
             case "freeze":
-                _fileSystem.Freeze();
-                _frozen = true;
+                Freeze();
                 break;
             case "thaw":
                 Thaw();

@@ -223,6 +223,8 @@ public sealed class SessionTests : IDisposable
         Assert.Equal(0, second.Ask(FuseOpcode.Read, 2, FileRequestTests.ReadBody(0, 65536)).Error);
         Assert.Equal(-5, second.Ask(FuseOpcode.Read, 2, FileRequestTests.ReadBody(0, 65537)).Error);
         second.HangUp();
+        Assert.Throws<ArgumentException>(() => FuseSession.Resume(
+            _fileSystem, devices, connection with { Enabled = FuseFeatures.OverIoUring }, new FuseSessionOptions()));
     }
 
     [Theory]
