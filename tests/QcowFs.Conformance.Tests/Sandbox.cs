@@ -9,6 +9,8 @@
 //     another's a moment ago, or will be, is never touched.
 using System.Diagnostics;
 using System.Globalization;
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Native;
 using QcowFs.Testing;
 using Xunit;
 
@@ -142,14 +144,12 @@ internal sealed class Sandbox : IDisposable
         foreach (int server in Servers()) WaitForEnd(server);
     }
 
-    /// <summary>Waits until a process, which need not be our child, has ended, whether or not its parent has taken notice.</summary>
-    public static void WaitForEnd(int process) => Wait.Until(() => HasEnded(process), $"process {process} ends");
-
-    private static bool HasEnded(int process)
+    /// <summary>Waits until a process, which need not be our child, has ended with all its threads, whether or not its parent has taken
+    /// notice. Its entry in /proc says less: that of a killed process can be a zombie's while other threads still hold its files.</summary>
+    public static void WaitForEnd(int process)
     {
-        // pid (comm) state ...; a zombie has let go of everything that it held.
-        string? stat = ReadProc(process, "stat");
-        return stat is null || stat[stat.LastIndexOf(')')..].Split(' ')[1] is "Z" or "X";
+        using SafeFileHandle handle = new(Libc.OpenProcess(process), ownsHandle: true);
+        Assert.True(handle.IsInvalid || Libc.WaitForEnd((int)handle.DangerousGetHandle(), (int)Limit.TotalMilliseconds), $"process {process} does not end");
     }
 
     public void Dispose()
@@ -202,6 +202,7 @@ internal sealed class Sandbox : IDisposable
             }
         }
 
+        foreach (int process in left) WaitForEnd(process);
         return left.Length == 0;
     }
 

@@ -11,7 +11,7 @@ internal static class Patience
 
     /// <summary>Returns when a thread has come through or, where it is held up as it should be, after a while. Gives whether it came
     /// through.</summary>
-    public static bool LetGoOn(this Thread other) => other.Join(IsMutant ? TimeSpan.FromMinutes(1) : TimeSpan.FromMilliseconds(300));
+    public static bool LetGoOn(this Thread other) => other.Join(IsMutant ? TimeSpan.FromSeconds(20) : TimeSpan.FromMilliseconds(300));
 
     /// <summary>Returns when a thread waits for something, and not for a moment only, or has ended: for places where a mutant's thread waits
     /// as well, but later.</summary>
