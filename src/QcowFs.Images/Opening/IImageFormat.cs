@@ -126,7 +126,7 @@ internal interface IImageLayer
 /// <param name="Layer">The image as it was read, its file closed again, or null where it cannot be opened.</param>
 internal readonly record struct NamedDisk(long? Size, string? Problem, IImageLayer? Layer = null)
 {
-    /// <summary>The policy does not allow to open it, so nothing is known of it.</summary>
+    /// <summary>Its name is none, or the policy does not allow to open it, so nothing is known of it.</summary>
     public bool IsRefused { get; init; }
 }
 

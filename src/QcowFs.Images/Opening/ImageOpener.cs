@@ -178,7 +178,7 @@ public sealed class ImageOpener(IHostFiles files)
         catch (ImageFormatException fault)
         {
             string problem = fault.File == path ? fault.Problem : $"{Printable.Quote(reference.Name)}: {fault.Structure}: {fault.Problem}";
-            return new NamedDisk(null, problem) { IsRefused = gate.Judge(path, reference) is { Path: not null, IsAllowed: false } };
+            return new NamedDisk(null, problem) { IsRefused = !gate.Judge(path, reference).IsAllowed };
         }
         catch (Exception fault) when (fault is StorageException or ImageInUseException)
         {

@@ -77,7 +77,7 @@ internal sealed class Qcow2Format : IImageFormat
 
         public CheckReport Check(Func<NamedReference, NamedDisk> look) => WithDataFile(Check(), look);
 
-        // As in QEMU, a check without the data file is none, though nothing but metadata is checked. What the policy keeps closed is not
+        // As in QEMU, a check without the data file is none, though nothing but metadata is checked. What the gate keeps closed is not
         // held against the image.
         private CheckReport WithDataFile(CheckReport report, Func<NamedReference, NamedDisk> look)
         {
