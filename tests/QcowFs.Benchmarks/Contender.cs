@@ -98,7 +98,8 @@ internal abstract record Contender(string Name)
         .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
         {
             "bare" => new BareFile(),
-            "null" => new NullServerContender(options.OverIoUring),
+            "null" => new NullServerContender(name, options.OverIoUring ? ["--io-uring"] : []),
+            "null-uring" => new NullServerContender(name, ["--io-uring"]),
             "qemu" => new QemuExport(name, "qcow2"),
             "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),
             "qemu-vhdx" => new QemuExport(name, "vhdx"),
@@ -121,6 +122,7 @@ internal abstract record Contender(string Name)
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
         "null" => Environment.IsPrivilegedProcess,
+        "null-uring" => Environment.IsPrivilegedProcess && Machine.HasFuseOverIoUring,
         "qemu-new" => options.NewerQemu is not null,
         "qcowmount" or "nbdfuse" => Command.Exists(name),
         "qcowfs" or "vhdx" or "raw" or "add-cow" or "add-cow-full" => options.QcowFs is not null,
@@ -149,10 +151,10 @@ internal sealed record BareFile() : Contender("bare")
 }
 
 /// <summary>This program's null server over a plain file.</summary>
-internal sealed record NullServerContender(bool OverIoUring) : Contender("null")
+internal sealed record NullServerContender(string Name, string[] Options) : Contender(Name)
 {
     public override string Extension => "raw";
 
     public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
-        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. OverIoUring ? ["--io-uring"] : Array.Empty<string>(), mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Options, mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
 }
