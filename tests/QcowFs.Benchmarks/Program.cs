@@ -61,9 +61,9 @@ internal static class Program
 
     private static int Bench(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
     {
+        using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
         IReadOnlyList<Contender> contenders = Contender.Choose(options);
         var bench = new SideBySide(options, contenders, Console.Error, cancellation);
-        using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
         IReadOnlyList<RowResult> results = rows.Count > 0 ? bench.Run(rows) : [];
         using StringWriter others = new();
         new StartUp(options, Console.Error, cancellation).Run(others);

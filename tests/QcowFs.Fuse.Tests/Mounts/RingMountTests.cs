@@ -40,7 +40,7 @@ public sealed class RingMountTests : RootMountTests, IClassFixture<IoUringSwitch
         ServedMount mount = Serve("--ring-cut 4096");
         Read(mount, depth: 8);
         Assert.Equal("Device", Transport(mount));
-        Assert.Equal("no io_uring: invalid argument", mount.Complaints);
+        mount.AwaitComplaints("no io_uring: invalid argument");
         Assert.True(mount.Statistic("Devices") > 1);
         mount.Tell("unmount");
         Assert.StartsWith("ended Unmounted", mount.AwaitEnd(), StringComparison.Ordinal);
@@ -92,6 +92,6 @@ public sealed class RingRefusalTests : IDisposable
         _mount = mount;
         mount.Run("head -c 10 $D | cmp -n 10 - /dev/zero").Succeeded();
         Assert.Equal("Device", mount.Statistics()["Transport"]!.GetValue<string>());
-        Assert.Equal(complaint, mount.Complaints);
+        mount.AwaitComplaints(complaint);
     }
 }

@@ -50,6 +50,13 @@ internal sealed class ServedMount : IDisposable
         get { lock (_complaints) return string.Join('\n', _complaints); }
     }
 
+    /// <summary>Waits until the server has written this to standard error, which another thread of ours reads, and nothing else.</summary>
+    public void AwaitComplaints(string expected)
+    {
+        SpinWait.SpinUntil(() => Complaints.Length >= expected.Length, HangLimit);
+        Assert.Equal(expected, Complaints);
+    }
+
     /// <summary>Skips the test where this machine cannot make real mounts.</summary>
     public static void Require()
     {
