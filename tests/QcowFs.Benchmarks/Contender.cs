@@ -99,6 +99,8 @@ internal abstract record Contender(string Name)
         {
             "bare" => new BareFile(),
             "null" => new NullServerContender(),
+            "null-pass" => new NullServerContender(Passthrough: true),
+            "raw-pass" => new QcowFsPassthrough(options.QcowFs!),
             "qemu" => new QemuExport(name, "qcow2"),
             "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),
             "qemu-vhdx" => new QemuExport(name, "vhdx"),
@@ -120,7 +122,8 @@ internal abstract record Contender(string Name)
     // The null server mounts by mount(2), as bare as the rest of it. A peer that is not installed is left out.
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
-        "null" => Environment.IsPrivilegedProcess,
+        "null" or "null-pass" => Environment.IsPrivilegedProcess,
+        "raw-pass" => Environment.IsPrivilegedProcess && options.QcowFs is not null,
         "qemu-new" => options.NewerQemu is not null,
         "qcowmount" or "nbdfuse" => Command.Exists(name),
         "qcowfs" or "vhdx" or "raw" or "add-cow" or "add-cow-full" => options.QcowFs is not null,
@@ -148,11 +151,11 @@ internal sealed record BareFile() : Contender("bare")
     }
 }
 
-/// <summary>This program's null server over a plain file.</summary>
-internal sealed record NullServerContender() : Contender("null")
+/// <summary>This program's null server over a plain file; or one that only tells the kernel which file to serve.</summary>
+internal sealed record NullServerContender(bool Passthrough = false) : Contender(Passthrough ? "null-pass" : "null")
 {
     public override string Extension => "raw";
 
     public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
-        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Passthrough ? (string[])["--passthrough"] : [], mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
 }

@@ -12,6 +12,7 @@ internal static class Program
         {
             return arguments switch
             {
+                ["null-server", "--passthrough", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount), passthrough: true),
                 ["null-server", "--threads", var threads, var mountPoint, var file] => Serve(mountPoint, file, int.Parse(threads, CultureInfo.InvariantCulture)),
                 ["null-server", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount)),
                 ["bench", .. var rest] => Bench(BenchOptions.Parse(rest)),
@@ -38,9 +39,9 @@ internal static class Program
         }
     }
 
-    private static int Serve(string mountPoint, string file, int threads)
+    private static int Serve(string mountPoint, string file, int threads, bool passthrough = false)
     {
-        NullServer.Run(Path.GetFullPath(mountPoint), file, threads);
+        NullServer.Run(Path.GetFullPath(mountPoint), file, threads, passthrough);
         return 0;
     }
 
