@@ -24,8 +24,8 @@ build: sdk ## release build; the program is build/qcowfs
 test: deps build ## everything that CI runs; last line: N passed, N failed, N skipped
 	@$(ROOT)/tests/run-tests.sh
 
-soak: deps build ## the long runs with new seeds each round (MINUTES=60)
-	@$(ROOT)/tests/soak.sh $(or $(MINUTES),60)
+soak: deps build ## the long runs with new seeds each round (MINUTES=60, STEPS=100000000 of the invariants at least)
+	@$(ROOT)/tests/soak.sh $(or $(MINUTES),60) $(or $(STEPS),100000000)
 
 demo: deps build ## the main job, on a fresh machine: make a disk, mount it, use it, check it
 	@$(ROOT)/packaging/demo.sh $(OUTPUT)/qcowfs

@@ -13,6 +13,7 @@ dotnet=${DOTNET:-dotnet}
 results=${QCOWFS_TEST_RESULTS:-$root/build/test-results}
 hang_limit=${QCOWFS_HANG_LIMIT:-20m}    # one test without an end
 project_limit=${QCOWFS_PROJECT_LIMIT:-90m}
+configuration=${QCOWFS_CONFIGURATION:-Debug}
 
 export QCOWFS_PROGRAM=$root/build/qcowfs
 export MSBUILDDISABLENODEREUSE=1 DOTNET_CLI_USE_MSBUILD_SERVER=0 DOTNET_CLI_TELEMETRY_OPTOUT=1 DOTNET_NOLOGO=1
@@ -119,12 +120,16 @@ failures() {
     }' "$1"
 }
 
-# The same of all projects, bounded: the last lines of a log have to hold it.
+# The same of all projects, and the tests that a crash or a hang ended; bounded: the last lines of a log have to hold it.
 list_failures() {
     local file
-    for file in "$results"/*.trx; do
-        [ -s "$file" ] && failures "$file"
-    done | awk 'NR <= 60; END { if (NR > 60) printf "... and %d lines more: see build/test-results\n", NR - 60 }'
+    {
+        for file in "$results"/*.trx; do
+            [ -s "$file" ] && failures "$file"
+        done
+        find "$results" -name 'Sequence_*.xml' -exec grep -ho '<Test [^>]*Completed="False"[^>]*>' {} + 2>/dev/null |
+            sed 's/.* DisplayName="\([^"]*\)".*/UNFINISHED \1/'
+    } | awk 'NR <= 60; END { if (NR > 60) printf "... and %d lines more: see build/test-results\n", NR - 60 }'
 }
 
 run_project() {
@@ -132,9 +137,10 @@ run_project() {
     name=$(basename "$project" .csproj)
     file=$results/$name.trx
     printf '\n== %s\n' "$name"
-    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build --results-directory "$results" \
+    timeout --kill-after=30s "$project_limit" "$dotnet" test "$project" --no-build -c "$configuration" --results-directory "$results" \
         --logger "trx;LogFileName=$name.trx" --logger 'console;verbosity=minimal' \
-        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none </dev/null
+        --blame-hang --blame-hang-timeout "$hang_limit" --blame-hang-dump-type none \
+        ${QCOWFS_TEST_FILTER:+--filter "$QCOWFS_TEST_FILTER"} </dev/null
     status=$?
 
     if [ ! -s "$file" ] || ! total=$(counter "$file" total) || [ "$total" -eq 0 ]; then
@@ -182,7 +188,7 @@ finish() {
     [ "${#troubles[@]}" -eq 0 ] && exit 0
     exit 1
 }
-"$dotnet" build "$root/QcowFs.sln" -v quiet </dev/null || {
+"$dotnet" build "$root/QcowFs.sln" -c "$configuration" -v quiet </dev/null || {
     printf '\nrun-tests: the build failed\n0 passed, 1 failed, 0 skipped\n'
     exit 1
 }

@@ -17,6 +17,12 @@ internal static unsafe class LibC
     public static readonly delegate* unmanaged<int, void*, nuint, long, nint> PRead = (delegate* unmanaged<int, void*, nuint, long, nint>)Export("pread64");
     public static readonly delegate* unmanaged<int, void*, nuint, long, nint> PWrite = (delegate* unmanaged<int, void*, nuint, long, nint>)Export("pwrite64");
     public static readonly delegate* unmanaged<int, int> DataSync = (delegate* unmanaged<int, int>)Export("fdatasync");
+    public static readonly delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint> SystemCall =
+        (delegate* unmanaged<nint, nint, nint, nint, nint, nint, nint, nint>)Export("syscall");
+
+    private static readonly delegate* unmanaged<void*, nuint, int, int, int, long, nint> MapCall =
+        (delegate* unmanaged<void*, nuint, int, int, int, long, nint>)Export("mmap64");
+    private static readonly delegate* unmanaged<int, nuint, ulong*, int> AffinityCall = (delegate* unmanaged<int, nuint, ulong*, int>)Export("sched_setaffinity");
     private static readonly delegate* unmanaged<byte*, int, int, int> OpenCall = (delegate* unmanaged<byte*, int, int, int>)Export("open64");
     private static readonly delegate* unmanaged<int, nuint, void*, int> IoctlCall = (delegate* unmanaged<int, nuint, void*, int>)Export("ioctl");
     private static readonly delegate* unmanaged<int, void*, int> UsageCall = (delegate* unmanaged<int, void*, int>)Export("getrusage");
@@ -65,7 +71,26 @@ internal static unsafe class LibC
         }
     }
 
-    private static int Checked(int result, string what) => result >= 0
+    /// <summary>Memory that is shared with the kernel by a descriptor.</summary>
+    public static byte* MapShared(int descriptor, long offset, uint length)
+    {
+        const int readWrite = 3, shared = 1;
+        return (byte*)Checked(MapCall(null, length, readWrite, shared, descriptor, offset), "mmap");
+    }
+
+    /// <summary>The calling thread runs on one processor, or on any.</summary>
+    public static void BindThread(int? processor)
+    {
+        const int words = 16;
+        ulong* mask = stackalloc ulong[words];
+        new Span<ulong>(mask, words).Fill(processor is null ? ulong.MaxValue : 0);
+        if (processor is { } number) mask[number / 64] = 1UL << (number % 64);
+        _ = AffinityCall(0, words * sizeof(ulong), mask);
+    }
+
+    private static int Checked(int result, string what) => (int)Checked((nint)result, what);
+
+    public static nint Checked(nint result, string what) => result is >= 0 or < -1
         ? result
         : throw new IOException($"{what}: {Marshal.GetPInvokeErrorMessage(Marshal.GetLastSystemError())}");
 

@@ -24,6 +24,7 @@ internal sealed unsafe class NullServer
     private readonly bool _passthrough;
     private readonly Lock _opening = new(); // guards _backing
     private int _backing;
+    private bool _overRings;
 
     private NullServer(int file, long length, bool passthrough)
     {
@@ -33,11 +34,17 @@ internal sealed unsafe class NullServer
     }
 
     /// <summary>Covers the regular file <paramref name="mountPoint"/> with <paramref name="path"/> and serves until unmounted.</summary>
-    public static void Run(string mountPoint, string path, int threads, bool passthrough)
+    public static void Run(string mountPoint, string path, int threads, bool overRings = false, bool passthrough = false)
     {
         var server = new NullServer(LibC.Open(path), new FileInfo(path).Length, passthrough);
         int connection = LibC.Open("/dev/fuse");
         LibC.Mount("null-server", mountPoint, "fuse.null-server", $"fd={connection},rootmode=100000,user_id=0,group_id=0,allow_other,default_permissions");
+
+        if (overRings)
+        {
+            server.RunOverRings(connection);
+            return;
+        }
 
         // The kernel sends INIT first and holds everything else back until it is answered, so one thread may begin alone.
         var workers = Enumerable.Range(1, threads - 1)
@@ -48,7 +55,23 @@ internal sealed unsafe class NullServer
         workers.ForEach(worker => worker.Join());
     }
 
-    private void Serve(int device)
+    // INIT and FORGET come over the device.
+    private void RunOverRings(int connection)
+    {
+        _overRings = true;
+        Serve(connection, onlyInit: true);
+        var rings = Enumerable.Range(0, Environment.ProcessorCount)
+            .Select(processor => new Thread(() => NullRing.Serve(connection, processor, MaxTransfer, AnswerInRing)))
+            .ToList();
+        rings.ForEach(ring => ring.Start());
+        Serve(connection);
+        rings.ForEach(ring => ring.Join());
+    }
+
+    private int AnswerInRing(byte* header, byte* structure, byte* payload, out int errno) =>
+        Answer((Opcode)(*(uint*)(header + 4)), structure, payload, payload, out errno);
+
+    private void Serve(int device, bool onlyInit = false)
     {
         // Requests are read at page - 80, so that a WRITE's payload is page-aligned; a READ's payload is page-aligned too.
         byte* request = (byte*)NativeMemory.AlignedAlloc(PageSize + MaxTransfer, PageSize) + PageSize - WriteHeader;
@@ -73,12 +96,13 @@ internal sealed unsafe class NullServer
                 continue;
             }
 
-            if (_passthrough && (Opcode)(*(uint*)(request + 4)) == Opcode.Open)
+            Opcode opcode = (Opcode)(*(uint*)(request + 4));
+            if (_passthrough && opcode == Opcode.Open)
             {
                 EnsureBacking(device);
             }
 
-            int payload = Answer(request, reply + OutHeader, out int errno);
+            int payload = Answer(opcode, request + InHeader, request + WriteHeader, reply + OutHeader, out int errno);
             if (payload < 0)
             {
                 continue;
@@ -88,6 +112,10 @@ internal sealed unsafe class NullServer
             *(int*)(reply + 4) = -errno;
             *(ulong*)(reply + 8) = *(ulong*)(request + 8);
             _ = LibC.Write(device, reply, (nuint)(OutHeader + payload));
+            if (onlyInit)
+            {
+                return;
+            }
         }
     }
 
@@ -104,20 +132,19 @@ internal sealed unsafe class NullServer
     }
 
     // Returns the length of the reply's payload, or -1 where the kernel wants no reply.
-    private int Answer(byte* request, byte* payload, out int errno)
+    private int Answer(Opcode opcode, byte* body, byte* written, byte* payload, out int errno)
     {
         errno = 0;
-        byte* body = request + InHeader;
-        switch ((Opcode)(*(uint*)(request + 4)))
+        switch (opcode)
         {
             case Opcode.Read:
                 nint read = LibC.PRead(_file, payload, *(uint*)(body + 16), *(long*)(body + 8));
                 errno = read < 0 ? LibC.EIO : 0;
                 return Math.Max((int)read, 0);
             case Opcode.Write:
-                nint written = LibC.PWrite(_file, request + WriteHeader, *(uint*)(body + 16), *(long*)(body + 8));
-                errno = written < 0 ? LibC.EIO : 0;
-                *(long*)payload = written;
+                nint length = LibC.PWrite(_file, written, *(uint*)(body + 16), *(long*)(body + 8));
+                errno = length < 0 ? LibC.EIO : 0;
+                *(long*)payload = length;
                 return errno == 0 ? 8 : 0;
             case Opcode.Sync:
                 errno = LibC.DataSync(_file) < 0 ? LibC.EIO : 0;
@@ -171,6 +198,14 @@ internal sealed unsafe class NullServer
             *(uint*)(payload + 36) = 1; // stack depth
         }
 
+        if (_overRings)
+        {
+            const uint InitExtended = 1 << 30, OverRings = 1 << 9; // the latter in the second word
+            if ((*(uint*)(body + 16) & OverRings) == 0) throw new IOException("the kernel does not offer io_uring: enable_uring of the fuse module is off");
+            *(uint*)(payload + 4) = Math.Min(*(uint*)(body + 4), 42);
+            *(uint*)(payload + 12) |= InitExtended;
+            *(uint*)(payload + 32) = OverRings;
+        }
         return 64;
     }
 

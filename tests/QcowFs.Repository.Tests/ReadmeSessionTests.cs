@@ -1,4 +1,5 @@
-// The sessions that the README shows are run as they stand there, and must say what they say there; numbers may differ.
+// The sessions that the README shows are run as they stand there, and must say what they say there; numbers may differ. What a reader
+// brings along, two disks that were not closed, is made beforehand.
 using System.Diagnostics;
 using System.Text.RegularExpressions;
 using Xunit;
@@ -7,6 +8,26 @@ namespace QcowFs.Repository.Tests;
 
 public sealed partial class ReadmeSessionTests
 {
+    // ext4.vhdx: its server is killed when the log holds changes that are nowhere else. server.vhdx: left behind by Windows.
+    private const string Crashed = """
+        zcat "$SAMPLES/vhdx-log-replay.vhdx.gz" >server.vhdx
+        sha256sum server.vhdx >server.sum
+        qcowfs create -f vhdx -o block_size=1M ext4.vhdx 64M
+        mkdir c
+        qcowfs mount -w --foreground ext4.vhdx c >/dev/null 2>&1 &
+        server=$!
+        until [ -e c/ext4.vhdx.raw ]; do sleep 0.05; done
+        mkfs.ext4 -q c/ext4.vhdx.raw
+        echo 'All of it is still here.' >thesis.txt
+        debugfs -w -R 'write thesis.txt thesis.txt' c/ext4.vhdx.raw >/dev/null 2>&1
+        dd if=/dev/zero of=c/ext4.vhdx.raw bs=512 count=1 seek=100000 conv=notrunc,fsync status=none
+        kill -KILL $server
+        wait $server 2>/dev/null || true
+        qcowfs umount c >/dev/null 2>&1 || true
+        rmdir c
+        sha256sum ext4.vhdx >ext4.sum
+        """;
+
     [GeneratedRegex("[0-9]+")]
     private static partial Regex Number { get; }
 
@@ -54,8 +75,9 @@ public sealed partial class ReadmeSessionTests
                 RedirectStandardOutput = true,
             };
             start.Environment["PATH"] = $"{program}:{Environment.GetEnvironmentVariable("PATH")}:/usr/sbin:/sbin";
+            start.Environment["SAMPLES"] = Repository.Absolute("tests/QcowFs.Testing/Samples");
             using Process process = Process.Start(start)!;
-            process.StandardInput.Write($"trap 'qcowfs umount d >/dev/null 2>&1 || true' EXIT\n{script}\n");
+            process.StandardInput.Write($"trap 'qcowfs umount d >/dev/null 2>&1 || true' EXIT\n{Crashed}\n{script}\nsha256sum --quiet -c server.sum ext4.sum\n");
             process.StandardInput.Close();
             string output = process.StandardOutput.ReadToEnd();
             process.WaitForExit();

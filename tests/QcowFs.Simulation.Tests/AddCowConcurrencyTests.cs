@@ -59,9 +59,8 @@ public sealed class AddCowConcurrencyTests
                 return;
             other = Start(() => opened.Write(40_000, [2, 2]));
 
-            // Until it is done, where the cluster is not locked, or until it has been waiting for a while: for this write, then.
-            for (int waits = 0; waits < 100 && !other.Join(TimeSpan.FromMilliseconds(2));)
-                waits = other.ThreadState.HasFlag(ThreadState.WaitSleepJoin) ? waits + 1 : 0;
+            // Until it waits for this write or, where the cluster is not locked, is done.
+            other.LetGoOn();
         };
         opened.Write(10_000, [1, 1]);
         Join(other!);

@@ -162,7 +162,7 @@ public sealed class CompressionTests
             other.Start();
 
             // Returns at once where the commit does not wait; otherwise the writer goes on and lets the commit go on.
-            other.Join(TimeSpan.FromMilliseconds(300));
+            other.LetGoOn();
             TouchesNothingCommitted(disk, header, call);
         };
         image.Write(Cluster, Text(Cluster));

@@ -136,8 +136,8 @@ public sealed class ConcurrencyTests
                 image.Write(8192, twos);
             });
 
-            // Returns at once where the commit does not wait; otherwise the reader goes on and lets the commit go on.
-            other.Join(TimeSpan.FromMilliseconds(300));
+            // Either the commit waits for this reader, or it does not and ends.
+            SpinWait.SpinUntil(() => ((Qcow2BlockMap)image.Map).State.Epoch.IsWaiting || !other.IsAlive);
         };
         image.Read(0, bytes);
         Assert.Equal(-1, bytes.AsSpan().IndexOfAnyExcept((byte)1));
@@ -201,7 +201,7 @@ public sealed class ConcurrencyTests
                 crashed = disk.Crash(CrashChoice.Nothing);
             });
             Assert.True(written.Wait(TimeSpan.FromMinutes(1)));
-            late.Join(TimeSpan.FromMilliseconds(100)); // so that it waits for this commit, where it does
+            late.LetWait(); // so that it waits for this commit, where it does
         };
         image.Sync();
         Assert.True(late!.Join(TimeSpan.FromMinutes(1)), "the late sync hangs");
@@ -235,7 +235,7 @@ public sealed class ConcurrencyTests
                 image.Sync();
                 crashed = disk.Crash(CrashChoice.Nothing);
             });
-            other.Join(TimeSpan.FromMilliseconds(300)); // returns early only where the other sync does not wait
+            other.LetGoOn(); // returns early only where the other sync does not wait
         };
         image.Sync();
         Assert.True(other!.Join(TimeSpan.FromMinutes(1)), "the other sync hangs");
@@ -249,7 +249,7 @@ public sealed class ConcurrencyTests
 
     private static CowImage Open(MemoryStorage file, bool compress = false) => (CowImage)Qcow2Image.Open(new Qcow2Parts(
         Qcow2HeaderReader.Read(file),
-        new Undisposed(file),
+        new BorrowedStorage(file),
         null,
         null,
         new OpenOptions { Writable = true, CommitInterval = TimeSpan.FromMilliseconds(2), CacheSize = 64 * 1024, Compress = compress }));
@@ -358,34 +358,6 @@ public sealed class ConcurrencyTests
             else
                 Stamp(wanted, sector, expected[sector]);
             Assert.True(bytes.AsSpan().SequenceEqual(wanted), $"sector {sector} does not hold what was written last");
-        }
-    }
-
-    /// <summary>Lets a storage outlive the image that owns it.</summary>
-    private sealed class Undisposed(IStorage inner) : IStorage
-    {
-        public string Name => inner.Name;
-
-        public long Length => inner.Length;
-
-        public bool IsReadOnly => inner.IsReadOnly;
-
-        public void Read(long offset, Span<byte> destination) => inner.Read(offset, destination);
-
-        public void Write(long offset, ReadOnlySpan<byte> source) => inner.Write(offset, source);
-
-        public void WriteZeroes(long offset, long length) => inner.WriteZeroes(offset, length);
-
-        public void Discard(long offset, long length) => inner.Discard(offset, length);
-
-        public void Reserve(long offset, long length) => inner.Reserve(offset, length);
-
-        public void SetLength(long length) => inner.SetLength(length);
-
-        public void Sync() => inner.Sync();
-
-        public void Dispose()
-        {
         }
     }
 }

@@ -1,5 +1,6 @@
 // The allocator's, the cache's and the counts' invariants, looked at after every single step of long random runs over tiny clusters and
 // caches of two pages, where rare paths are common. QCOWFS_INVARIANT_STEPS makes the runs longer.
+using System.Diagnostics;
 using QcowFs.Simulation.Tests.Invariants;
 using QcowFs.Testing;
 using Xunit;
@@ -44,8 +45,9 @@ public sealed class InvariantTests(ITestOutputHelper output)
         int each = (int)(steps / runs / Geometries.Length) + 1;
         ulong[] seeds = [.. Seeds.Between(1, (ulong)runs)];
         output.WriteLine($"{Geometries.Length} geometries, {runs} runs of {each} steps, seeds from {seeds[0]}");
+        long[] ticks = new long[Geometries.Length];
         Parallel.ForEach(
-            from seed in seeds from geometry in Geometries select (seed, geometry),
+            from seed in seeds from index in Enumerable.Range(0, Geometries.Length) select (seed, index, geometry: Geometries[index]),
             new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount },
             run =>
             {
@@ -53,10 +55,14 @@ public sealed class InvariantTests(ITestOutputHelper output)
                 // should have gone is only met again where there is room for it.
                 bool further = run.seed % 2 == 0;
                 using InvariantRun one = new(run.geometry, run.seed) { LosesFlags = further, CachePages = further ? 16 : 2 };
+                long start = Stopwatch.GetTimestamp();
                 one.Run(each);
+                Interlocked.Add(ref ticks[run.index], Stopwatch.GetTimestamp() - start);
                 if (!one.LosesFlags)
                     JudgeByQemu(one, run.geometry, run.seed);
             });
+        for (int i = 0; i < Geometries.Length; i++)
+            output.WriteLine($"{Geometries[i]}: {ticks[i] * 1e6 / Stopwatch.Frequency / ((double)runs * each):F0} microseconds a step");
     }
 
     /// <summary>The refcount table is one cluster of 64 blocks of 64 counts: the runs cross what it can hold.</summary>

@@ -67,6 +67,80 @@ public sealed class RecoveryTests
         }
     }
 
+    /// <summary>What a crash left behind the last cluster in use, counted or not, is cut off by the close of the session that counted all
+    /// references, also where that session used some of it.</summary>
+    [Theory]
+    [InlineData("cluster_size=512", InitialContent.Full, false)]
+    [InlineData("cluster_size=512", InitialContent.Full, true)]
+    [InlineData("cluster_size=4096", InitialContent.Snapshot, true)]
+    [InlineData("cluster_size=65536", InitialContent.Empty, false)]
+    public void The_tail_of_a_crash_is_cut_off_at_the_close(string options, InitialContent content, bool writes)
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(new Geometry(options, 401_408, content));
+        SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+        DiskModel model = new(prepared.Guest);
+        using (CowImage image = SimulatedImages.Open(disk, prepared))
+        {
+            foreach (int offset in (int[])[1000, 200_000])
+                new Operation(OperationKind.Write, offset, Pattern.Bytes(1, offset, 9000)).Run(image, model);
+            new Operation(OperationKind.Sync, 0, []).Run(image, model);
+            new Operation(OperationKind.Discard, 0, new byte[150_000]).Run(image, model);
+            new Operation(OperationKind.Sync, 0, []).Run(image, model);
+            new Operation(OperationKind.Write, 300_000, Pattern.Bytes(2, 0, 70_000)).Run(image, model);
+        }
+
+        SimulatedDisk left = disk.Crash(CrashChoice.Everything);
+        using (SimulatedStorage file = left.Open("image"))
+            file.SetLength(file.Length + 700_000); // what was reserved
+        using (CowImage image = SimulatedImages.Open(left, prepared))
+        {
+            model.Adopt(image);
+            if (writes)
+                new Operation(OperationKind.Write, 100_000, Pattern.Bytes(3, 0, 5000)).Run(image, model);
+            image.Recover(commit => ((LeakCollector)image.Map.Recovery!).Run(commit, windowClusters: 100));
+            if (writes)
+                new Operation(OperationKind.Write, 120_000, Pattern.Bytes(4, 0, 5000)).Run(image, model);
+            image.Close();
+        }
+
+        model.Sync();
+        CrashRun.Judge(left.Crash(CrashChoice.Nothing), model, prepared, options);
+        CheckReport report = Qcow2Checker.Check(left.Open("image", readOnly: true));
+        Assert.Equal((0, report.ImageEndOffset), (report.ExitCode, left.Content("image").Length));
+    }
+
+    /// <summary>Neither what is referred to without a count nor, in an image with a broken structure, anything is cut off (A5, L6).</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void The_tail_of_a_damaged_image_stays(bool isBroken)
+    {
+        const int cluster = 4096;
+        PreparedImage prepared = SimulatedImages.Prepare(new Geometry("cluster_size=4096", 401_408, InitialContent.Full));
+        byte[] bytes = [.. prepared.File, .. new byte[isBroken ? 20 * cluster : 0]];
+        Qcow2Header header = Qcow2HeaderReader.Parse(bytes, "image");
+        BinaryPrimitives.WriteUInt64BigEndian(bytes.AsSpan(Qcow2HeaderLayout.AutoclearFeaturesAt), (ulong)AutoclearFeatures.InUse);
+        if (isBroken)
+            bytes[BinaryPrimitives.ReadInt64BigEndian(bytes.AsSpan((int)header.L1Offset)) & 0x00FF_FFFF_FFFF_FE00 | 7] |= 2; // a reserved bit
+        else
+        {
+            int block = (int)BinaryPrimitives.ReadInt64BigEndian(bytes.AsSpan((int)header.RefcountTableOffset));
+            bytes.AsSpan(block + (((bytes.Length / cluster) - 20) * 2), 20 * 2).Clear();
+        }
+
+        SimulatedDisk disk = new();
+        disk.Create("image", bytes);
+        using (CowImage image = SimulatedImages.Open(disk, prepared))
+        {
+            LeakCollector collector = (LeakCollector)image.Map.Recovery!;
+            image.Recover(commit => collector.Run(commit, windowClusters: 48));
+            Assert.Equal(isBroken, !collector.IsComplete);
+            image.Close();
+        }
+
+        Assert.True(disk.Content("image").AsSpan(cluster).SequenceEqual(bytes.AsSpan(cluster)));
+    }
+
     /// <summary>A power failure at any instant of it: no flag on disk where there are two references.</summary>
     [Theory]
     [InlineData("cluster_size=512", InitialContent.Snapshot)]

@@ -38,7 +38,7 @@ public sealed class MountSettingsTests
     {
         MountSettings settings = Read(
             "-w", "-f", "raw", "--allow-references=all", "--allow-other", "--uid=7", "--gid=8", "--mode=0640", "--cache-size=64M",
-            "--cache=none", "--threads=3", "--direct-io=on", "--log=x.log", "--foreground", "--nonempty", "-o", "noexec,noatime");
+            "--cache=none", "--threads=3", "--transport=uring", "--direct-io=on", "--log=x.log", "--foreground", "--nonempty", "-o", "noexec,noatime");
         Assert.True(settings.IsWritable && settings.Open.Writable);
         Assert.Equal("raw", settings.Open.Format);
         Assert.Equal(ReferencePolicy.All, settings.Open.References);
@@ -48,7 +48,7 @@ public sealed class MountSettingsTests
         Assert.Equal(0x1A0u, settings.Tree.FileMode);
         Assert.Equal(64L << 20, settings.Open.CacheSize);
         Assert.True(settings.Open.DirectIo);
-        Assert.Equal(3, settings.ThreadCount);
+        Assert.Equal((3, Fuse.FuseTransport.IoUring), (settings.ThreadCount, settings.TransportChoice));
         Assert.True(settings.Tree.AlwaysDirect);
         Assert.Equal("x.log", settings.LogFile);
         Assert.True(settings.StaysInForeground && settings.MayCoverFiles && settings.NoExec && settings.NoAccessTime);
@@ -134,6 +134,7 @@ public sealed class MountSettingsTests
     [InlineData("--journal: 1073741824 bytes are not a journal's size; give 1M to 64M", "-w", "--journal=1G")]
     [InlineData("--journal: \"x\" is not a size; give a number of bytes, or one with k, M, G or T", "-w", "--journal=x")]
     [InlineData("--threads: \"0\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=0")]
+    [InlineData("--transport: \"ring\" is not one of its values; use auto, device, uring", "--transport=ring")]
     [InlineData("--threads: \"x\" is not a number from 1 to 256; see \"qcowfs mount --help\"", "--threads=x")]
     [InlineData("--mode: \"0888\" is not an octal mode up to 0777; give one such as 0640", "--mode=0888")]
     [InlineData("--mode: \"1777\" is not an octal mode up to 0777; give one such as 0640", "--mode=1777")]

@@ -58,7 +58,7 @@ public sealed class SettingsTests : IDisposable
             {
               // a comment, and a comma at the end
               "allow-references": "all", "allow-other": true, "uid": 7, "gid": "8", "mode": "0640", "cache_size": "64M",
-              "cache": "none", "threads": 3, "direct-io": "on", "reflink-view": true, "log": "/var/log/x",
+              "cache": "none", "threads": 3, "transport": "device", "direct-io": "on", "reflink-view": true, "log": "/var/log/x",
             }
             """);
         MountSettings settings = Mount();
@@ -66,7 +66,7 @@ public sealed class SettingsTests : IDisposable
         Assert.True(settings.OthersAllowed && settings.Open.DirectIo && settings.Tree.AlwaysDirect);
         Assert.Equal((7u, 8u, 0x1A0u), (settings.Tree.Uid, settings.Tree.Gid, settings.Tree.FileMode));
         Assert.Equal(64L << 20, settings.Open.CacheSize);
-        Assert.Equal(3, settings.ThreadCount);
+        Assert.Equal((3, Fuse.FuseTransport.Device), (settings.ThreadCount, settings.TransportChoice));
         Assert.True(settings.MakesViews);
         Assert.Equal("/var/log/x", settings.LogFile);
         // Every setting is in this file, but for those that are about deduplication alone.

@@ -18,7 +18,8 @@ internal sealed class AddCowChecker(IStorage file, Func<NamedReference, NamedDis
             _findings.Harmless("padding", AddCowHeaderReader.Structure, padding, "bytes outside of the names are not zero", "sets them to zero");
         if (header.IsResizing)
         {
-            _findings.Harmless("resize-interrupted", AddCowHeaderReader.Structure, AddCowHeader.CompatFeaturesAt,
+            _findings.Harmless("resize-interrupted", AddCowHeaderReader.Structure,
+                header.Layout == AddCowLayout.March2012 ? AddCowHeader.MarchReservedAt : AddCowHeader.CompatFeaturesAt,
                 "a change of the disk's size was interrupted", "ends it with the size that the image file has");
         }
 
@@ -89,7 +90,7 @@ internal sealed class AddCowChecker(IStorage file, Func<NamedReference, NamedDis
     private void CheckBitmap(AddCowGeometry geometry)
     {
         AddCowHeader header = geometry.Header;
-        if (header.Layout == AddCowLayout.March2012)
+        if (header.Layout == AddCowLayout.March2012 && !header.IsResizing)
             geometry.Require(file, header.ImageName);
         else if (header.IsAllAllocated)
             CheckFullBitmap(geometry);

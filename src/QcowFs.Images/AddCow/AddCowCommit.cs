@@ -92,7 +92,7 @@ internal sealed class AddCowCommit
 
         AddCowHeader header = _bitmap.Geometry.Header;
         if (header.Layout == AddCowLayout.Final)
-            WriteFeatures(_file, header.CompatFeatures | AddCowFeatures.AllAllocated);
+            WriteFeatures(_file, header with { CompatFeatures = header.CompatFeatures | AddCowFeatures.AllAllocated });
         _isComplete = true;
         _log?.Invoke($"{_file.Name}: every cluster is in {header.ImageName} now");
         return true;
@@ -112,13 +112,21 @@ internal sealed class AddCowCommit
         return _firstGap >= clusters;
     }
 
-    /// <summary>Writes the compatible feature bits, durably, in one sector.</summary>
-    public static void WriteFeatures(IStorage file, AddCowFeatures features)
+    /// <summary>Writes the compatible feature bits, durably, in one sector. The layout of March 2012 has none but our mark.</summary>
+    public static void WriteFeatures(IStorage file, AddCowHeader header)
     {
+        int at = header.Layout == AddCowLayout.March2012 ? AddCowHeader.MarchReservedAt : AddCowHeader.CompatFeaturesAt;
+        int start = at & -AddCowHeader.SectorSize;
         byte[] sector = new byte[AddCowHeader.SectorSize];
-        file.Read(0, sector);
-        BinaryPrimitives.WriteUInt64LittleEndian(sector.AsSpan(AddCowHeader.CompatFeaturesAt), (ulong)features);
-        file.Write(0, sector);
+        file.Read(start, sector);
+        Span<byte> field = sector.AsSpan(at - start, AddCowHeader.MarchMarkLength);
+        if (header.Layout == AddCowLayout.Final)
+            BinaryPrimitives.WriteUInt64LittleEndian(field, (ulong)header.CompatFeatures);
+        else if (header.IsResizing)
+            AddCowHeader.MarchResizing.CopyTo(field);
+        else
+            field.Clear();
+        file.Write(start, sector);
         file.Sync();
     }
 

@@ -43,7 +43,7 @@ internal readonly record struct AddCowGeometry(AddCowHeader Header, long DiskSiz
 
         if (Header.IsAllAllocated)
             return;
-        if (Header.Layout == AddCowLayout.March2012)
+        if (Header.Layout == AddCowLayout.March2012 && !Header.IsResizing)
         {
             if (file.Length != FileLength)
                 throw AddCowHeaderReader.Older(file.Name, $"it has {file.Length} bytes, that of March 2012 would have {FileLength} for this image file");

@@ -66,12 +66,19 @@ internal sealed record AddCowHeader
     public const int MarchImageAt = 1036;
     public const int MarchNameLength = 1024;
     public const int MarchReservedAt = 2060;
+
+    /// <summary>Bytes of <see cref="MarchResizing"/>.</summary>
+    public const int MarchMarkLength = 8;
     public const int MarchBitmapAt = 2560;
     private const int MarchSectorBits = 9;
 
     public static ReadOnlySpan<byte> Magic => "ACOW"u8;
 
     public static ReadOnlySpan<byte> MarchMagic => [(byte)'A', (byte)'D', (byte)'D', (byte)'_', (byte)'C', (byte)'O', (byte)'W', 0xFF];
+
+    /// <summary>Ours, in the reserved bytes of March: the disk's size is being changed. Every other reader takes the file for one of another
+    /// layout meanwhile, and leaves it alone.</summary>
+    public static ReadOnlySpan<byte> MarchResizing => "QFRESIZE"u8;
 
     public required AddCowLayout Layout { get; init; }
 

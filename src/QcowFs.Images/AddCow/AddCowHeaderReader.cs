@@ -118,11 +118,13 @@ internal readonly ref struct AddCowHeaderReader
         ReadOnlySpan<byte> reserved = _bytes[AddCowHeader.MarchReservedAt..AddCowHeader.MarchBitmapAt];
         string? image = ReadPadded(AddCowHeader.MarchImageAt);
         string? backing = ReadPadded(AddCowHeader.MarchBackingAt);
-        if (reserved.ContainsAnyExcept((byte)0) || string.IsNullOrEmpty(image) || backing is null)
+        bool isResizing = reserved.StartsWith(AddCowHeader.MarchResizing);
+        if (reserved[(isResizing ? AddCowHeader.MarchMarkLength : 0)..].ContainsAnyExcept((byte)0) || string.IsNullOrEmpty(image) || backing is null)
             throw Older(_file, "its names and reserved bytes are not where the layout of March 2012 has them");
         return new AddCowHeader
         {
             Layout = AddCowLayout.March2012,
+            CompatFeatures = isResizing ? AddCowFeatures.Resizing : AddCowFeatures.None,
             BackingName = backing.Length == 0 ? null : backing,
             ImageName = image,
         };

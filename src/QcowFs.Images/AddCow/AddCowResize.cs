@@ -2,7 +2,8 @@
 // image file's length; everything else must be invisible before it or after it.
 //
 // Z1. While the size changes the header carries our own compatible bit, set first and cleared last, each durably. Under it bits past the
-//     disk's end count for nothing: neither as clusters nor as the sign of a lost tail.
+//     disk's end count for nothing: neither as clusters nor as the sign of a lost tail. The layout of March 2012, which is told by its
+//     length, has a mark in its reserved bytes instead, under which the length counts for nothing.
 // Z2. Growing: bits first, then the image file. New clusters that the backing file covers get their bit, since new bytes read as zeros and
 //     never as the backing file; so does the last one where it was cut, with its bytes copied, and synced, before. All other new bits are
 //     written as zeros, so that none is left from before (grow before clear would show stale clusters).
@@ -33,7 +34,7 @@ internal static class AddCowResize
             if (size == old.DiskSize)
                 return;
             AddCowHeader marked = old.Header with { CompatFeatures = old.Header.CompatFeatures | AddCowFeatures.Resizing };
-            AddCowCommit.WriteFeatures(file, marked.CompatFeatures); // Z1
+            AddCowCommit.WriteFeatures(file, marked); // Z1
             if (size > old.DiskSize)
                 WriteNewBits(file, data, backing, old, new AddCowGeometry(marked, size)); // Z2
             data.SetLength(size);
@@ -50,7 +51,7 @@ internal static class AddCowResize
         BitmapFile.CutToSize(file, geometry);
         file.Sync();
         AddCowHeader header = geometry.Header with { CompatFeatures = geometry.Header.CompatFeatures & ~AddCowFeatures.Resizing };
-        AddCowCommit.WriteFeatures(file, header.CompatFeatures);
+        AddCowCommit.WriteFeatures(file, header);
         return header;
     }
 
@@ -88,13 +89,6 @@ internal static class AddCowResize
 
     private static void RequireResizable(AddCowHeader header, IStorage file, IStorage data, long size)
     {
-        if (header.Layout == AddCowLayout.March2012)
-        {
-            throw new ImageFormatException(file.Name, Structure, -1,
-                "an add-cow of March 2012 cannot be resized: only its length tells it from later layouts, and that could not change together with the image file's",
-                "fill it with mount -w --stream and resize the image file then");
-        }
-
         if (data is IDiskImage)
             throw new ImageFormatException(file.Name, Structure, -1, $"the image file is {header.ImageFormat}, not raw", "convert it to raw with qemu-img convert first");
         if (size > AddCowGeometry.MaxDiskSize)

@@ -15,6 +15,10 @@ internal sealed class ReaderEpoch
     private readonly long[] _entered = new long[2 * Stripes * Padding];
     private readonly long[] _left = new long[2 * Stripes * Padding];
     private int _current;
+    private volatile bool _isWaiting;
+
+    /// <summary>Whether <see cref="Synchronize"/> waits for a reader at this moment. For tests.</summary>
+    internal bool IsWaiting => _isWaiting;
 
     /// <summary>Begins a read. Pass the result to <see cref="Exit"/>.</summary>
     public int Enter()
@@ -42,7 +46,12 @@ internal sealed class ReaderEpoch
     {
         SpinWait spin = default;
         while (Sum(_left, pair) != Sum(_entered, pair))
+        {
+            _isWaiting = true;
             spin.SpinOnce();
+        }
+
+        _isWaiting = false;
     }
 
     // The departures are summed first: a reader seen leaving was seen entering as well.

@@ -427,7 +427,7 @@ internal sealed class ImageChain : IDisposable
             bool backing = reference.Kind == ReferenceKind.Backing;
             throw new ImageFormatException(from.File.Name, StructureOf(reference.Kind), -1,
                 $"{Printable.Quote(reference.Name)} is already part of the chain, which would never end",
-                backing ? "rebase the image with qemu-img rebase -u" : "the image is damaged; restore it from a copy");
+                backing && reference.Rebase is { } rebase ? $"rebase the image with {rebase} -u" : "the image is damaged; restore it from a copy");
         }
     }
 

@@ -43,7 +43,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
     {
         ImageReference judged = Judge(image, reference);
         if (judged.Path is null)
-            throw Refused(judged, judged.Refusal!, IsBacking(judged) ? "rebase the image onto a local file with qemu-img rebase -u" : DataAdvice);
+            throw Refused(judged, judged.Refusal!, IsBacking(judged) ? AdviceAgainstName(reference) : DataAdvice);
         if (judged.Refusal is not null)
             throw Refused(judged, judged.Refusal, AllowAll);
         // G4
@@ -60,7 +60,7 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
         }
         catch (StorageException fault) when (fault.Errno is Errno.ENOENT or Errno.ENOTDIR)
         {
-            throw Refused(judged, "it does not exist", IsBacking(judged) ? "put it back, or rebase the image with qemu-img rebase" : DataAdvice);
+            throw Refused(judged, "it does not exist", IsBacking(judged) ? AdviceForLost(reference) : DataAdvice);
         }
     }
 
@@ -128,6 +128,14 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
 
     private static bool IsBacking(ImageReference reference) => reference.Kind == ReferenceKind.Backing;
 
+    private static string AdviceAgainstName(NamedReference reference) => reference.Rebase is { } rebase
+        ? $"rebase the image onto a local file with {rebase} -u" : "nothing can change the name; restore the image from a copy";
+
+    private static string AdviceForLost(NamedReference reference) =>
+        reference.Rebase is { } rebase ? $"put it back, or rebase the image with {rebase}"
+        : reference.HostName is null ? "put it back, or a link to it, under that name"
+        : "put it back, or beside the image";
+
     private static ImageFormatException Refused(ImageReference reference, string why, string advice) => new(reference.Image,
         IsBacking(reference) ? "backing file" : "data file", -1, $"{Printable.Quote(reference.Name)}: {why}", advice);
 }
@@ -137,4 +145,8 @@ internal sealed class ReferenceGate(IHostFiles files, ReferencePolicy policy, st
 /// <param name="Name">The name; any text.</param>
 /// <param name="Format">The format stated for it, or null.</param>
 /// <param name="HostName">The name in this host's form where the image states it in another's, or null.</param>
-internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format, string? HostName = null);
+internal readonly record struct NamedReference(ReferenceKind Kind, string Name, string? Format, string? HostName = null)
+{
+    /// <summary>The command that makes the image name another backing file, for advice; null where its format has none.</summary>
+    public string? Rebase { get; init; }
+}

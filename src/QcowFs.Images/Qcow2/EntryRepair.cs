@@ -1,6 +1,7 @@
 // Mends single entries of L1 and L2 tables in place, 8 bytes at a time, which a sector holds whole. An entry is changed only where
 // the table's clusters are nothing but that table: of a cluster that is a table to one and data to another, nobody can tell whose
-// the bytes are. It relies on reference counts that are right, so it comes after them.
+// the bytes are. An exception is an L2 table that its own entries take for data: they would not be there if it were no table, so the bytes
+// are the table's. It relies on reference counts that are right, so it comes after them.
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2;
@@ -21,7 +22,7 @@ internal sealed class EntryRepair(Qcow2Header header, IStorage file)
 
     /// <summary>Tells the table whose entries come next.</summary>
     /// <param name="offset">A byte of it.</param>
-    /// <param name="weight">How many names of it the check knows.</param>
+    /// <param name="weight">How many names of it the check knows; 0 for a part of the L1 table.</param>
     public void EnterTable(long offset, long weight)
     {
         long cluster = offset >> header.ClusterBits;
@@ -29,7 +30,24 @@ internal sealed class EntryRepair(Qcow2Header header, IStorage file)
             return;
         _cluster = cluster;
         _weight = weight;
-        _isTableOnly = _stored[cluster] == (ulong)weight;
+        ulong stored = _stored[cluster];
+        _isTableOnly = weight == 0 ? stored == 1
+            : stored == (ulong)weight || (stored % (ulong)weight == 0 && stored / (ulong)weight == 1 + (ulong)CountOwnNames(cluster));
+    }
+
+    // Entries of an L2 table that name the table itself.
+    private int CountOwnNames(long cluster)
+    {
+        byte[] table = new byte[header.ClusterSize];
+        file.Read(cluster << header.ClusterBits, table);
+        int count = 0;
+        for (int at = 0; at < table.Length; at += header.L2EntrySize)
+        {
+            L2Entry entry = L2Entry.Read(table.AsSpan(at));
+            count += !entry.IsCompressed && entry.HostOffset.Value >> header.ClusterBits == cluster ? 1 : 0;
+        }
+
+        return count;
     }
 
     /// <summary>Sets or clears the COPIED flag of an L1 or L2 entry.</summary>

@@ -19,6 +19,9 @@ internal static class FeatureNameTable
     private const int NameAt = 2;
     private const int NameLength = EntrySize - NameAt;
 
+    // The published bits begin at 0, ours end at 63.
+    private const int FirstPrivateBit = 48;
+
     /// <summary>What this program writes into new images: QEMU's names in QEMU's order, then the private ones.</summary>
     public static IReadOnlyList<FeatureName> Written { get; } =
     [
@@ -34,6 +37,15 @@ internal static class FeatureNameTable
         new(FeatureKind.Autoclear, 60, "qcowfs in use"),
         new(FeatureKind.Autoclear, 61, "qcowfs dedup index"),
     ];
+
+    /// <summary>A table with the names of our private bits too, or null where it has them or is no whole table.</summary>
+    public static byte[]? WithPrivateNames(byte[] data)
+    {
+        IReadOnlyList<FeatureName> names = Parse(data);
+        List<FeatureName> missing = [.. Written.Where(ours => ours.Bit >= FirstPrivateBit && !names.Any(n => n.Kind == ours.Kind && n.Bit == ours.Bit))];
+        bool canGrow = data.Length % EntrySize == 0 && names.Count + missing.Count <= Qcow2Limits.MaxFeatureNames;
+        return missing.Count == 0 || !canGrow ? null : [.. data, .. ToBytes(missing)];
+    }
 
     /// <summary>The entries of an extension's data; a ragged tail and what is beyond the limit are not looked at, since names are
     /// only ever shown.</summary>

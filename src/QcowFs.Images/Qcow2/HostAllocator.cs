@@ -9,7 +9,8 @@
 //     Before that, the tail skips what a crash may have left counted past the end of the file.
 // A4. Host space is reserved in growing chunks and what was not used is given back at the end of use.
 // A5. The file is cut only where a session knows that nothing is: past the end that it found, and what it gave up and punched (A2).
-//     Clusters that merely have no count stay: in a damaged image they may hold the guest's data.
+//     Clusters that merely have no count stay: in a damaged image they may hold the guest's data. After a crash, when all references of
+//     the image were counted, those are known to be unused too that had neither a count nor a reference (KnowUnused).
 //
 // Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
 using QcowFs.Native;
@@ -65,6 +66,7 @@ internal sealed class HostAllocator
     private long _chunk = FirstChunk;
     private bool _tailChecked;
     private volatile bool _starved;
+    private long _unusedFrom = long.MaxValue; // A5; guarded by the allocator's lock
 
     public HostAllocator(IStorage file, int clusterBits, IFreeClusterSource source)
     {
@@ -158,22 +160,44 @@ internal sealed class HostAllocator
         }
     }
 
-    /// <summary>Where the file may end: one past the last cluster that is in use, as far as free runs reach to the tail that this session
-    /// made or freed (A5).</summary>
+    /// <summary>Notes that no cluster from one on had a count or a reference when all were counted, but for those that this session
+    /// handed out (A5).</summary>
+    public void KnowUnused(long first)
+    {
+        lock (_lock)
+            _unusedFrom = first;
+    }
+
+    /// <summary>Where the file may end: one past the last cluster that is in use, as far as what is known to be unused reaches to the tail
+    /// (A5).</summary>
     public long UsedEnd()
     {
         lock (_lock)
         {
             long end = _tail;
-            while (_firstByEnd.TryGetValue(end, out long first))
+            while (true)
             {
-                if (!_byFirst[first].ReadsAsZero && first < _scanLimit)
-                    return Math.Max(first, Math.Min(end, _scanLimit));
-                end = first;
+                long down = UnusedBefore(end);
+                if (down == end)
+                    return end;
+                end = down;
             }
-
-            return end;
         }
+    }
+
+    // One step of it: down to the start of the free run that ends here, or of what was not looked at yet, as far as it may be cut.
+    private long UnusedBefore(long end)
+    {
+        if (_firstByEnd.TryGetValue(end, out long first))
+        {
+            if (_byFirst[first].ReadsAsZero || first >= _scanLimit)
+                return first;
+        }
+        else if (end > _scanned && end <= _scanLimit)
+            first = _scanned; // nothing of it was handed out
+        else
+            return end;
+        return Math.Max(first, Math.Min(Math.Min(end, _scanLimit), _unusedFrom));
     }
 
     private ClusterRun TakeTail(long count)

@@ -12,6 +12,8 @@
 // L5. COPIED is set where one reference was counted, the stored count is one, and nothing of the cluster was touched since: then the
 //     entry is that reference. Its stage comes after that of a count that was just lowered (I11). Leaks come before flags, and a table's
 //     own flag before those of its entries, since only an owned table is changed; so there are further rounds where flags are left.
+// L6. What lies behind the last cluster that has a count, a reference, or was touched is nothing's, once every window was judged and no
+//     structure is broken; so the close may cut it off (HostAllocator, A5). A leak that is given up counts as gone.
 using System.Buffers.Binary;
 using System.Collections;
 using QcowFs.Images.Engine;
@@ -74,6 +76,7 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
     private bool _unsure;
     private bool _sawClearFlag;
     private bool _flagsLeft;
+    private long _lastUsed;
 
     /// <summary>Leaked clusters found so far.</summary>
     public long Found { get; private set; }
@@ -113,12 +116,15 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
         for (int round = 0; round == 0 || (round < Rounds && _flagsLeft); round++)
         {
             _flagsLeft = false;
+            _lastUsed = 0;
             for (long first = 0; first < end && !_stop.IsSet && _defect is null; first += size)
                 unsure |= !TryCollect(first, (int)Math.Min(size, end - first));
         }
 
         commit();
         IsComplete = !unsure && !_stop.IsSet && _defect is null;
+        if (IsComplete)
+            state.Allocator!.KnowUnused(_lastUsed + 1); // L6
     }
 
     /// <summary>Whether a window could be judged in a few attempts.</summary>
@@ -188,6 +194,9 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
             NewCounter().Count(first, window);
             if (_defect is null)
             {
+                int last = window.Small.LastIndexOfAnyExcept((byte)0);
+                if (last >= 0)
+                    _lastUsed = Math.Max(_lastUsed, first + last);
                 GiveUpLeaks(window, first, first + count, touched);
                 if (_sawClearFlag)
                     SetFlags(new Judge(state, window, first, first + count, touched));
@@ -247,28 +256,33 @@ internal sealed class LeakCollector(Qcow2State state, IStorage file) : IRecovery
                 {
                     ulong stored = counts.Get(page, cluster);
                     uint references = window.Contains(cluster) ? window[cluster] : 0;
-                    if (stored <= references || touched.WasHandedOut(cluster))
-                        continue;
-                    if (touched.Contains(cluster))
+                    bool isLeak = stored > references && !touched.WasHandedOut(cluster);
+                    if (isLeak && touched.Contains(cluster))
+                    {
                         _unsure = true;
-                    else
-                        GiveUpLeak(cluster, stored, references);
+                        isLeak = false;
+                    }
+
+                    bool isGone = isLeak && TryGiveUpLeak(cluster, stored, references) && references == 0;
+                    if (stored > 0 && !isGone)
+                        _lastUsed = Math.Max(_lastUsed, cluster);
                 }
             }
         }
     }
 
-    /// <summary>One removal for each reference too many.</summary>
-    private void GiveUpLeak(long cluster, ulong stored, uint references)
+    /// <summary>One removal for each reference too many. False where they are too many to be a crash's.</summary>
+    private bool TryGiveUpLeak(long cluster, ulong stored, uint references)
     {
         Found++;
         _flagsLeft |= references == 1;
 
         // A count that is wildly wrong was not left by a crash: only the check mends it.
         if (stored - references > 16)
-            return;
+            return false;
         for (ulong i = references; i < stored; i++)
             state.Remove(new Removal(cluster << state.Header.ClusterBits, state.Header.ClusterSize, RemovalKind.Data));
+        return true;
     }
 
     /// <summary>Sets COPIED in the active tables where the window says so (L5).</summary>

@@ -358,7 +358,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
 
     void IReferenceVisitor.ActiveTable(long entryOffset, L1Entry entry)
     {
-        EnterTable(entryOffset, weight: 1);
+        EnterTable(entryOffset, weight: 0);
         CheckCopied("L1 table", entryOffset, entry.TableOffset, entry.Copied, "L2 table");
     }
 

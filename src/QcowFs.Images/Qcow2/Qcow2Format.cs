@@ -99,7 +99,7 @@ internal sealed class Qcow2Format : IImageFormat
         if (header.HasExternalDataFile && header.DataFileName is not null)
             references.Add(new NamedReference(ReferenceKind.DataFile, header.DataFileName, "raw"));
         if (header.BackingName is not null)
-            references.Add(new NamedReference(ReferenceKind.Backing, header.BackingName, header.BackingFormat));
+            references.Add(new NamedReference(ReferenceKind.Backing, header.BackingName, header.BackingFormat) { Rebase = "qemu-img rebase" });
         return references;
     }
 }

@@ -6,8 +6,18 @@ using QcowFs.Storage;
 
 namespace QcowFs.Images.Vhdx;
 
-/// <summary>Told of a rule that is broken: the structure, a byte offset in the file, and what is wrong.</summary>
-internal delegate void SpaceProblem(string structure, long offset, string message);
+/// <summary>A rule that is broken.</summary>
+/// <param name="Structure">The structure.</param>
+/// <param name="Offset">A byte offset in the file.</param>
+/// <param name="Message">What is wrong.</param>
+/// <param name="Shared">The block whose place another block has too, where that is all that is wrong; else null.</param>
+internal readonly record struct SpaceProblem(string Structure, long Offset, string Message, SharedBlock? Shared = null);
+
+/// <summary>A block of payload or of sector bitmaps in a place that an earlier entry names as well, in whole or in part.</summary>
+/// <param name="Index">Its entry's number.</param>
+/// <param name="Entry">Its entry.</param>
+/// <param name="Length">Its bytes.</param>
+internal readonly record struct SharedBlock(long Index, BatEntry Entry, int Length);
 
 /// <summary>The used units of 1 MiB of one file.</summary>
 internal sealed class UsedSpace
@@ -29,13 +39,13 @@ internal sealed class UsedSpace
     /// <param name="layout">The file's layout.</param>
     /// <param name="file">The file as it is after a replay.</param>
     /// <param name="report">Told of each entry that breaks a rule.</param>
-    public static UsedSpace Scan(VhdxLayout layout, IStorage file, SpaceProblem report)
+    public static UsedSpace Scan(VhdxLayout layout, IStorage file, Action<SpaceProblem> report)
     {
         long length = Math.Min(file.Length, VhdxLimits.MaxFileSize);
         // The last block may end behind the end of the file.
         UsedSpace used = new(((length + VhdxLimits.Alignment - 1) >> UnitBits) + (layout.Geometry.BlockSize >> UnitBits));
         used.Add(0, VhdxLimits.Alignment);
-        foreach (Region region in (Region[])[layout.LogRegion, layout.Regions.Bat, layout.Regions.Metadata, .. layout.Regions.Others])
+        foreach (Region region in RegionsOf(layout))
             used.Add(region.Offset, region.Length);
         used.ScanTable(layout, file, length, report);
         return used;
@@ -63,7 +73,7 @@ internal sealed class UsedSpace
 
     private bool IsUsed(long unit) => (Word(unit) >> (int)(unit & 63) & 1) != 0;
 
-    private void ScanTable(VhdxLayout layout, IStorage file, long length, SpaceProblem report)
+    private void ScanTable(VhdxLayout layout, IStorage file, long length, Action<SpaceProblem> report)
     {
         BatGeometry geometry = layout.Geometry;
         byte[] chunk = ArrayPool<byte>.Shared.Rent(ChunkSize);
@@ -90,7 +100,7 @@ internal sealed class UsedSpace
         }
     }
 
-    private void Judge(VhdxLayout layout, BatEntry entry, long index, long length, SpaceProblem report)
+    private void Judge(VhdxLayout layout, BatEntry entry, long index, long length, Action<SpaceProblem> report)
     {
         BatGeometry geometry = layout.Geometry;
         long at = layout.Regions.Bat.Offset + index * BatEntry.Size;
@@ -109,7 +119,7 @@ internal sealed class UsedSpace
         string who = isBitmap ? $"sector bitmap {index / (geometry.ChunkRatio + 1)}" : $"block {block}";
         if ((isBitmap ? entry.BitmapProblem(length) : entry.PayloadProblem(geometry, block, length)) is { } problem)
         {
-            report("BAT", at, $"{who}: {problem}");
+            report(new SpaceProblem("BAT", at, $"{who}: {problem}"));
             return;
         }
 
@@ -124,9 +134,15 @@ internal sealed class UsedSpace
 
         if (!isBitmap)
             AllocatedBlocks++;
-        if (!Add(entry.Offset, isBitmap ? VhdxLimits.BitmapBlockSize : geometry.BlockSize))
-            report("BAT", at, $"{who}: its place at byte {entry.Offset} is in use by something else too");
+        int size = isBitmap ? VhdxLimits.BitmapBlockSize : geometry.BlockSize;
+        if (Add(entry.Offset, size))
+            return;
+        bool hitsRegion = Array.Exists(RegionsOf(layout), region => region.Offset < entry.Offset + size && entry.Offset < region.End);
+        report(new SpaceProblem("BAT", at, $"{who}: its place at byte {entry.Offset} is in use by something else too",
+            hitsRegion ? null : new SharedBlock(index, entry, size)));
     }
+
+    private static Region[] RegionsOf(VhdxLayout layout) => [layout.LogRegion, layout.Regions.Bat, layout.Regions.Metadata, .. layout.Regions.Others];
 
     /// <summary>Marks a range as used. False where a part of it was already.</summary>
     private bool Add(long offset, long length)

@@ -47,6 +47,9 @@ internal sealed partial class VhdxBlockMap : IBlockMap
 
     public BlockMapTraits Traits { get; }
 
+    /// <summary>What it works on. For tests.</summary>
+    internal VhdxState State => _state;
+
     public bool NeedsCommit => _cache.NeedsCommit || _state.HasManyRemovals || _cache.DirtyCount > _commit.PagesPerEntry;
 
     public bool IsDirty => _state.IsDirty;

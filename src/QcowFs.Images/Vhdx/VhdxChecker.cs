@@ -19,10 +19,12 @@ internal sealed class VhdxChecker
     private readonly IStorage _file;
     private readonly VhdxLayout _layout;
     private readonly Action<EntryMend>? _mend;
+    private readonly Action<SharedBlock>? _share;
     private readonly CheckFindings _findings = new();
 
-    private VhdxChecker(IStorage file, Action<EntryMend>? mend)
+    private VhdxChecker(IStorage file, Action<EntryMend>? mend, Action<SharedBlock>? share)
     {
+        _share = share;
         _file = file;
         _layout = VhdxLayout.Read(file);
         _mend = mend;
@@ -32,14 +34,21 @@ internal sealed class VhdxChecker
     /// can be said; <see cref="StorageException"/>.</summary>
     /// <param name="file">The image file.</param>
     /// <param name="mend">Told of the entries that a repair can mend; may be null.</param>
-    public static CheckReport Check(IStorage file, Action<EntryMend>? mend = null) => new VhdxChecker(file, mend).Run();
+    /// <param name="share">Told of the blocks that a repair can give a place of their own; may be null.</param>
+    public static CheckReport Check(IStorage file, Action<EntryMend>? mend = null, Action<SharedBlock>? share = null) =>
+        new VhdxChecker(file, mend, share).Run();
 
     private CheckReport Run()
     {
         CheckHeaders();
         CheckRegions();
-        UsedSpace used = UsedSpace.Scan(_layout, _layout.View,
-            (structure, offset, message) => _findings.Corruption("block", structure, offset, message, NoRepair));
+        UsedSpace used = UsedSpace.Scan(_layout, _layout.View, problem =>
+        {
+            if (problem.Shared is { } shared)
+                _share?.Invoke(shared);
+            _findings.Corruption(problem.Shared is null ? "block" : "overlap", problem.Structure, problem.Offset, problem.Message,
+                problem.Shared is null ? NoRepair : "give the block a place of its own, with a copy of what it reads as");
+        });
         CheckEntries();
         return new CheckReport
         {
@@ -63,6 +72,12 @@ internal sealed class VhdxChecker
         {
             _findings.Harmless("header", "header", VhdxHeaders.FirstOffset + VhdxHeaders.SecondOffset - headers.CurrentOffset,
                 "this copy of the header has no right signature and checksum", "write it anew from the other copy");
+        }
+
+        if (headers.Current.LogVersion != 0)
+        {
+            _findings.Harmless("log-version", "header", headers.CurrentOffset + VhdxHeader.LogVersionAt,
+                $"the version of the log, which is empty, is {headers.Current.LogVersion}, expected 0; QEMU refuses the file for it", "set it to 0");
         }
 
         if (_layout.LogRegion.Length == 0)

@@ -16,7 +16,7 @@
 // I9.  The log is in use, durably, before the first change of a session, and closed after everything is home and synced. The first
 //      entry is durable before the headers name its GUID: a log in use without an entry is a damaged one.
 // C1.  Pages of sector bitmaps are logged in no later entry than the table's pages: bits that nothing makes count do no harm (M3).
-// C2.  File and data write GUIDs are new, in both headers, before the first change of a session.
+// C2.  File and data write GUIDs are new, in both headers, before the first change of a session; the latter stays where no data changes.
 // C3.  The file is cut only when the log is closed: a file shorter than its log says is taken for damaged.
 using QcowFs.Images.Metadata;
 
@@ -79,7 +79,8 @@ internal sealed class VhdxCommit(VhdxState state, long logStart)
     }
 
     /// <summary>Begins a session's changes (I9, C2).</summary>
-    public void BeginUse()
+    /// <param name="keepsData">Nothing that the guest sees will change.</param>
+    public void BeginUse(bool keepsData = false)
     {
         lock (_useLock)
         {
@@ -87,12 +88,13 @@ internal sealed class VhdxCommit(VhdxState state, long logStart)
                 return;
             Region ring = state.Layout.LogRegion;
             state.File.Reserve(ring.Offset, ring.Length);
+            // Whatever version an empty log was said to have, what is written from here on has this one.
             // A second attempt goes on with the first one's entry: a header may name it already (I9).
             (VhdxLogWriter log, Guid guid) = _opened ??= OpenLog();
             Guid written = state.Guids.Next();
             Guid dataWritten = state.Guids.Next();
             state.Layout.Headers.Change(state.File,
-                header => header with { LogGuid = guid, FileWriteGuid = written, DataWriteGuid = dataWritten });
+                header => header with { LogGuid = guid, LogVersion = 0, FileWriteGuid = written, DataWriteGuid = keepsData ? header.DataWriteGuid : dataWritten });
             _log = log;
         }
     }

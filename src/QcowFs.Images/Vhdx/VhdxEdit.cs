@@ -39,7 +39,12 @@ internal sealed class VhdxEdit
     }
 
     /// <summary>The same for a file whose log was replayed and whose space is known.</summary>
-    public static VhdxEdit Begin(VhdxLayout layout, IStorage file, GuidSource guids, VhdxSpace space)
+    /// <param name="layout">What describes the file.</param>
+    /// <param name="file">The file.</param>
+    /// <param name="guids">Where new GUIDs come from.</param>
+    /// <param name="space">The free space.</param>
+    /// <param name="keepsData">Nothing that the guest sees will change.</param>
+    public static VhdxEdit Begin(VhdxLayout layout, IStorage file, GuidSource guids, VhdxSpace space, bool keepsData = false)
     {
         VhdxEdit edit = new(layout, new VhdxState
         {
@@ -52,7 +57,7 @@ internal sealed class VhdxEdit
             Guids = guids,
             DurableLength = file.Length,
         });
-        edit._commit.BeginUse();
+        edit._commit.BeginUse(keepsData);
         return edit;
     }
 

@@ -32,10 +32,13 @@ internal sealed class VhdxSpace
     }
 
     /// <summary>Reads the table of a file that is to be written. Faults: <see cref="ImageFormatException"/> (A2).</summary>
-    public static VhdxSpace Scan(VhdxLayout layout, IStorage file)
+    public static VhdxSpace Scan(VhdxLayout layout, IStorage file) => Scan(layout, file, problem => throw new ImageFormatException(
+        file.Name, problem.Structure, problem.Offset, problem.Message, $"see qcowfs check {file.Name}, or mount it without -w"));
+
+    /// <summary>The same for a repair, which knows what is wrong: whatever anything refers to is in use.</summary>
+    public static VhdxSpace Scan(VhdxLayout layout, IStorage file, Action<SpaceProblem> report)
     {
-        UsedSpace used = UsedSpace.Scan(layout, file, (structure, offset, message) =>
-            throw new ImageFormatException(file.Name, structure, offset, message, $"see qcowfs check {file.Name}, or mount it without -w"));
+        UsedSpace used = UsedSpace.Scan(layout, file, report);
         VhdxSpace space = new(file, Math.Max(used.EndUnit, (file.Length + VhdxLimits.Alignment - 1) >> UnitBits));
         foreach ((long start, long length) in used.FreeRuns(space._end))
             space.AddRun(start, length, clean: false);
@@ -71,6 +74,16 @@ internal sealed class VhdxSpace
     {
         lock (_lock)
             AddRun(offset >> UnitBits, length >> UnitBits, clean: true);
+    }
+
+    /// <summary>Free runs that are remembered (A4). For tests.</summary>
+    internal int RememberedRuns
+    {
+        get
+        {
+            lock (_lock)
+                return _byStart.Count;
+        }
     }
 
     /// <summary>Where the last used byte ends.</summary>

@@ -145,6 +145,8 @@ internal sealed class MountServer : IDisposable
         {
             Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
             ResidentMemory = IsResident,
+            Transport = _settings.TransportChoice,
+            TransportRefused = reason => _log.Write($"io_uring is not used: {reason}"),
             AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
             Served = DiskFileSystem.Served,
@@ -177,7 +179,7 @@ internal sealed class MountServer : IDisposable
         using ControlServer? control = own is not null
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
             : null; // unmounted already
-        _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}");
+        _log.Write($"mounted {_source}{(_settings.HasOverlay ? $", changes go to {_overlayPath ?? "a temporary overlay"}" : _settings.IsWritable ? ", writable" : "")}{(session.Transport == FuseTransport.IoUring ? ", over io_uring" : "")}");
         if (_settings.StaysInForeground) ServiceNotice.Ready($"{_source} on {_mountPoint.Path}");
         using Watchdog watchdog = new(session.CopyRequestsInFlight, _log.Write, TimeProvider.System);
         if (!ready() || Volatile.Read(ref _terminations) > 0) Detach();

@@ -35,6 +35,8 @@ internal sealed record MountSettings
     public static readonly Option CacheSize = new("cache-size", "metadata cache per image; default: 32M", "SIZE");
     public static readonly Option Cache = new("cache", "host: use the host's page cache for the image file; none: O_DIRECT", "HOW");
     public static readonly Option Threads = new("threads", "FUSE worker threads; default: as many as are kept busy", "N");
+    public static readonly Option Transport = new(
+        "transport", "how requests come: device, uring (io_uring), or auto: io_uring where the kernel offers it", "HOW");
     public static readonly Option DirectIo = new(
         "direct-io", "auto: the kernel caches read-only disks; on: it caches none; off: the same as auto, never with -w", "HOW");
     public static readonly Option NoPartitions = new("no-partitions", "show no files for partitions");
@@ -46,7 +48,7 @@ internal sealed record MountSettings
     public static Option[] All { get; } =
     [
         Writable, Overlay, Stream, Journal, Growable, Passthrough, ReflinkView, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
-        CacheSize, Cache, Threads, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
+        CacheSize, Cache, Threads, Transport, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
     // Half of what a disk of spinning rust reads; who has more gives more.
@@ -83,6 +85,8 @@ internal sealed record MountSettings
     public bool MayCoverFiles { get; init; }
 
     public int ThreadCount { get; init; }
+
+    public Fuse.FuseTransport TransportChoice { get; init; }
 
     public string? LogFile { get; init; }
 
@@ -155,6 +159,12 @@ internal sealed record MountSettings
             OthersAllowed = line.Has(AllowOther),
             MayCoverFiles = line.Has(NonEmpty),
             ThreadCount = (int)(line.Number(Threads, 1, 256) ?? 0),
+            TransportChoice = line.Choice(Transport, "auto", "device", "uring") switch
+            {
+                "device" => Fuse.FuseTransport.Device,
+                "uring" => Fuse.FuseTransport.IoUring,
+                _ => Fuse.FuseTransport.Automatic,
+            },
             LogFile = line.Value(Log),
             StaysInForeground = line.Has(Foreground),
             NoExec = line.MountWords.Contains("noexec"),

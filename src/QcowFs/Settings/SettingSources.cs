@@ -30,6 +30,7 @@ internal sealed record SettingSources(string SystemFile, string? UserFile)
         [MountSettings.Mode] = "0400, or 0600 where it is writable",
         [MountSettings.ReflinkView] = "false",
         [MountSettings.Threads] = "as many as are kept busy",
+        [MountSettings.Transport] = "auto",
         [MountSettings.Uid] = "the mounting user",
     };
 

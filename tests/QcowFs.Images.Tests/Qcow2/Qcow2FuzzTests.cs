@@ -1,7 +1,6 @@
 // Thousands of broken images through everything that reads one: nothing but the typed faults comes out, in bounded memory and time,
 // and the check ends in the class that qemu-img's check ends in. A failure names specimen and seed, which give the image again.
 // QCOWFS_FUZZ_ROUNDS makes it longer. What was found once is kept in Corpus/ and tried for ever.
-using System.Diagnostics;
 using System.IO.Compression;
 using QcowFs.Images.Qcow2;
 using QcowFs.Images.Tests.Support;
@@ -14,9 +13,6 @@ public sealed class Qcow2FuzzTests : IDisposable
 {
     // The promise is 256 MiB for a whole process; one call here allocates less in total, freed or not.
     private const long AllocationLimit = 256 << 20;
-
-    // Far above what any call takes: only an endless loop, or work that does not follow the file's size, gets there.
-    private static readonly TimeSpan HangLimit = TimeSpan.FromSeconds(20);
 
     private readonly TempDirectory _temp = new();
 
@@ -189,45 +185,8 @@ public sealed class Qcow2FuzzTests : IDisposable
 
     private static bool HasBitmaps(byte[] image) => Qcow2HeaderReader.Parse(image, "image").Bitmaps is not null;
 
-    private void ForEach(int rounds, Action<byte[]> test)
-    {
-        if (int.TryParse(Environment.GetEnvironmentVariable("QCOWFS_FUZZ_ROUNDS"), out int wanted))
-            rounds = wanted;
-        List<string> failures = [];
-        foreach (Specimen specimen in Specimen.MakeAll(_temp))
-        {
-            foreach (ulong seed in Seeds.Between(0, (ulong)rounds - 1))
-            {
-                try
-                {
-                    test(specimen.Damage(unchecked((int)seed)));
-                }
-                catch (Exception fault)
-                {
-                    string[] lines = fault.ToString().Split('\n', StringSplitOptions.TrimEntries);
-                    failures.Add($"specimen {specimen.Name}, seed {seed}: {string.Join(" ", lines.Take(4))}");
-                }
-            }
-        }
+    private void ForEach(int rounds, Action<byte[]> test) =>
+        Fuzzing.ForEach(rounds, Specimen.MakeAll(_temp), specimen => specimen.Name, (specimen, seed) => test(specimen.Damage(seed)));
 
-        Assert.True(failures.Count == 0, $"{failures.Count} failures\n" + string.Join("\n", failures.Take(10)));
-    }
-
-    private static void Bounded(string what, Action action)
-    {
-        long before = GC.GetAllocatedBytesForCurrentThread();
-        Stopwatch watch = Stopwatch.StartNew();
-        try
-        {
-            action();
-        }
-        catch (Exception fault) when (fault is ImageFormatException or StorageException)
-        {
-            Assert.DoesNotContain('\n', fault.Message);
-        }
-
-        Assert.True(watch.Elapsed < HangLimit, $"{what} took {watch.Elapsed}");
-        long allocated = GC.GetAllocatedBytesForCurrentThread() - before;
-        Assert.True(allocated < AllocationLimit, $"{what} allocated {allocated} bytes");
-    }
+    private static void Bounded(string what, Action action) => Fuzzing.Bounded(what, AllocationLimit, action);
 }

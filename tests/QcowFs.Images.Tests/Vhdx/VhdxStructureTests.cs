@@ -130,6 +130,29 @@ public sealed class VhdxStructureTests
     public void Headers_make_sense(int at, int width, ulong value, string problem) =>
         IsRefused(file => file.Set(VhdxFile.Header1 + at, width, value).Set(VhdxFile.Header2 + at, width, value), problem);
 
+    /// <summary>An empty log of another version is no reason not to open the file; what we write into it has version 0.</summary>
+    [Fact]
+    public void An_empty_log_of_an_unknown_version_becomes_one_of_ours()
+    {
+        VhdxFile file = New().Set(VhdxFile.Header1 + 64, 2, 7).Set(VhdxFile.Header2 + 64, 2, 7);
+        using MemoryStorage left = new("image");
+        using (MemoryStorage storage = file.Storage())
+        {
+            Assert.Equal("log-version", Assert.Single(VhdxChecker.Check(storage).Findings).Kind);
+            using IDiskImage image = new ImageOpener(new OneImage(file.Bytes, storage)).Open("image", new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero });
+            image.Write(0, [9]);
+            image.Sync();
+            byte[] bytes = new byte[storage.Length];
+            storage.Read(0, bytes);
+            left.Write(0, bytes);
+        }
+
+        Assert.NotNull(VhdxLayout.Read(left).Log);
+        using MemoryStorage repaired = file.Storage();
+        Assert.Equal((0, 1L), (VhdxRepair.Run(repaired, RepairMode.All, Native.GuidSource.System).ExitCode, VhdxChecker.Check(file.Storage()).Corruptions));
+        Assert.Equal(0, VhdxHeaders.Read(repaired).Current.LogVersion);
+    }
+
     [Fact]
     public void Metadata_items_lie_in_the_region_and_are_known_where_required()
     {

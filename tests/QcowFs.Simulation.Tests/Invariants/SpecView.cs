@@ -37,8 +37,11 @@ internal sealed class SpecView
     private const ulong OffsetMask = 0x00FF_FFFF_FFFF_FE00;
 
     private readonly byte[] _header = new byte[112];
+    private readonly byte[] _entry = new byte[64];
     private byte[] _table = [];
     private byte[] _block = [];
+    private byte[] _countTable = [];
+    private byte[] _l1 = [];
     private int[] _lastTree = [];
     private IImageBytes _bytes = null!;
     private int _clusterBits;
@@ -182,13 +185,15 @@ internal sealed class SpecView
     private void LoadCounts()
     {
         long table = Int64(48);
-        int entries = (int)(UInt32(56) << _clusterBits) / 8;
-        int perBlock = (ClusterSize * 8) >> CountOrder;
-        byte[] offset = new byte[8];
-        for (int i = 0; i < entries; i++)
+        int length = (int)(UInt32(56) << _clusterBits);
+        int order = CountOrder;
+        int perBlock = (ClusterSize * 8) >> order;
+        if (_countTable.Length < length)
+            _countTable = new byte[length];
+        _bytes.Read(table, _countTable.AsSpan(0, length));
+        for (int i = 0; i < length / 8; i++)
         {
-            _bytes.Read(table + (i * 8L), offset);
-            ulong entry = UInt64(offset, 0);
+            ulong entry = UInt64(_countTable, i * 8);
             if (entry == 0)
                 continue;
             if ((entry & 511) != 0)
@@ -199,7 +204,7 @@ internal sealed class SpecView
             long first = (long)i * perBlock;
             for (int j = 0; j < perBlock; j++)
             {
-                ulong count = CountAt(j);
+                ulong count = CountAt(j, order);
                 if (first + j < Clusters)
                     Counts[first + j] = count;
                 else if (count != 0)
@@ -212,24 +217,23 @@ internal sealed class SpecView
     private void Beyond(long cluster) => Fail($"cluster {cluster} past the end of the file is counted");
 
     // Widths below a byte are packed from the lowest bit on; a byte and more are big-endian.
-    private ulong CountAt(int index)
+    private ulong CountAt(int index, int order) => order switch
     {
-        int bits = 1 << CountOrder;
-        if (bits < 8)
-            return (ulong)(_block[index * bits / 8] >> (index * bits % 8)) & ((1UL << bits) - 1);
-        ulong count = 0;
-        for (int i = 0; i < bits / 8; i++)
-            count = count << 8 | _block[(index * bits / 8) + i];
-        return count;
-    }
+        3 => _block[index],
+        4 => BinaryPrimitives.ReadUInt16BigEndian(_block.AsSpan(index * 2)),
+        5 => BinaryPrimitives.ReadUInt32BigEndian(_block.AsSpan(index * 4)),
+        6 => UInt64(_block, index * 8),
+        _ => (ulong)(_block[(index << order) / 8] >> ((index << order) % 8)) & ((1UL << (1 << order)) - 1),
+    };
 
     private void WalkTree(long l1Offset, int l1Size, bool active)
     {
-        byte[] l1 = new byte[l1Size * 8];
-        _bytes.Read(l1Offset, l1);
+        if (_l1.Length < l1Size * 8)
+            _l1 = new byte[l1Size * 8];
+        _bytes.Read(l1Offset, _l1.AsSpan(0, l1Size * 8));
         for (int i = 0; i < l1Size; i++)
         {
-            ulong entry = UInt64(l1, i * 8);
+            ulong entry = UInt64(_l1, i * 8);
             if ((entry & ~(Copied | OffsetMask)) != 0)
                 Fail($"L1 entry {i}, {entry:x16}, has reserved bits");
             long table = (long)(entry & OffsetMask);
@@ -300,7 +304,7 @@ internal sealed class SpecView
         List<(string, long, int, long)> found = [];
         long start = Int64(64);
         long at = start;
-        byte[] entry = new byte[64];
+        byte[] entry = _entry;
         for (int i = 0; i < count; i++)
         {
             _bytes.Read(at, entry);

@@ -1,7 +1,11 @@
 // QcowFs.Images with one line changed: compiled from its sources, loaded beside the real one, and put to the tests' own probes.
 using System.Reflection;
 using System.Runtime.Loader;
+using Microsoft.CodeAnalysis;
+using Microsoft.CodeAnalysis.CSharp;
+using Microsoft.CodeAnalysis.Emit;
 using Xunit;
+using Xunit.Abstractions;
 
 namespace QcowFs.Simulation.Tests.Mutations;
 
@@ -16,12 +20,39 @@ public sealed record Mutation(string Rule, string File, string Find, string Repl
     public override string ToString() => $"{Rule}: {Probe}";
 }
 
+/// <summary>Compiles and runs mutants. The sources are parsed, and the references read, once for all of them; a mutant costs the parsing
+/// of its one file and the emission of the assembly.</summary>
 internal static class Mutant
 {
-    private static readonly string Root = FindRoot();
+    private const string Target = "QcowFs.Images";
 
-    /// <summary>Runs the mutation's probe against the mutated assembly. Gives the probe's failure, or null where it passed.</summary>
-    public static Exception? Run(Mutation mutation)
+    /// <summary>What the build adds to the project's own sources.</summary>
+    private const string Preamble =
+        """
+        global using System;
+        global using System.Collections.Generic;
+        global using System.IO;
+        global using System.Linq;
+        global using System.Threading;
+        global using System.Threading.Tasks;
+        [assembly: System.Runtime.CompilerServices.InternalsVisibleTo("QcowFs.Testing")]
+        [assembly: System.Runtime.CompilerServices.InternalsVisibleTo("QcowFs.Simulation.Tests")]
+        """;
+
+    private static readonly CSharpParseOptions ParseOptions = new(LanguageVersion.Latest);
+    private static readonly string Root = FindRoot();
+    private static readonly Lazy<(CSharpCompilation Whole, Dictionary<string, SyntaxTree> Trees)> Original = new(Parse);
+
+    /// <summary>Fails the test unless the mutation's probe fails on the mutated assembly.</summary>
+    public static void MustBeCaught(Mutation mutation, ITestOutputHelper output)
+    {
+        Exception? failure = Run(mutation);
+        Assert.True(failure is not null, $"{mutation.Rule}: the probe {mutation.Probe} does not notice");
+        output.WriteLine($"{mutation.Rule}: caught by {mutation.Probe}: {failure.Message}");
+    }
+
+    /// <summary>Gives the probe's failure, or null where it passed.</summary>
+    private static Exception? Run(Mutation mutation)
     {
         byte[] assembly = Compile(mutation);
         Context context = new(assembly);
@@ -44,77 +75,38 @@ internal static class Mutant
 
     private static byte[] Compile(Mutation mutation)
     {
-        string folder = Directory.CreateTempSubdirectory("qcowfs-mutant-").FullName;
-        try
-        {
-            string project = Path.Combine(Root, "src", "QcowFs.Images");
-            string mutated = Path.Combine(project, mutation.File);
-            List<string> sources = [];
-            foreach (string source in Directory.EnumerateFiles(project, "*.cs", SearchOption.AllDirectories))
-            {
-                string relative = Path.GetRelativePath(project, source);
-                if (relative.StartsWith("bin", StringComparison.Ordinal) || relative.StartsWith("obj", StringComparison.Ordinal))
-                    continue;
-                sources.Add(source == mutated ? Mutate(source, mutation, folder) : source);
-            }
-
-            sources.Add(Preamble(folder));
-            string output = Path.Combine(folder, "QcowFs.Images.dll");
-            string response = Path.Combine(folder, "compile.rsp");
-            IEnumerable<string> references = ((string)AppContext.GetData("TRUSTED_PLATFORM_ASSEMBLIES")!).Split(':')
-                .Where(path => !path.EndsWith("QcowFs.Images.dll", StringComparison.Ordinal))
-                .Select(path => $"-reference:\"{path}\"");
-            File.WriteAllLines(
-                response,
-                [
-                    "-target:library", "-nullable:enable", "-checked+", "-langversion:latest", "-optimize+", "-nowarn:1591", "-unsafe+",
-                    $"-out:\"{output}\"", .. references, .. sources.Select(path => $"\"{path}\""),
-                ]);
-            SimulatedImages.Run("dotnet", "exec", CompilerPath(), "-noconfig", "-nologo", "@" + response);
-            return File.ReadAllBytes(output);
-        }
-        finally
-        {
-            Directory.Delete(folder, recursive: true);
-        }
-    }
-
-    private static string Mutate(string source, Mutation mutation, string folder)
-    {
-        string text = File.ReadAllText(source);
+        (CSharpCompilation whole, Dictionary<string, SyntaxTree> trees) = Original.Value;
+        SyntaxTree original = trees[mutation.File];
+        string text = original.ToString();
         Assert.True(
             text.Split(mutation.Find).Length == 2,
             $"the mutation for {mutation.Rule} does not fit {mutation.File} any more: its text stands there {text.Split(mutation.Find).Length - 1} times");
-        string path = Path.Combine(folder, Path.GetFileName(source));
-        File.WriteAllText(path, text.Replace(mutation.Find, mutation.Replace, StringComparison.Ordinal));
-        return path;
+        SyntaxTree mutated = CSharpSyntaxTree.ParseText(text.Replace(mutation.Find, mutation.Replace, StringComparison.Ordinal), ParseOptions, mutation.File);
+        using MemoryStream assembly = new();
+        EmitResult result = whole.ReplaceSyntaxTree(original, mutated).Emit(assembly);
+        Assert.True(result.Success, $"the mutation for {mutation.Rule} does not compile: {string.Join("; ", result.Diagnostics.Where(d => d.Severity == DiagnosticSeverity.Error))}");
+        return assembly.ToArray();
     }
 
-    /// <summary>What the build adds to the project's own sources.</summary>
-    private static string Preamble(string folder)
+    private static (CSharpCompilation Whole, Dictionary<string, SyntaxTree> Trees) Parse()
     {
-        string path = Path.Combine(folder, "Preamble.cs");
-        File.WriteAllText(
-            path,
-            """
-            global using System;
-            global using System.Collections.Generic;
-            global using System.IO;
-            global using System.Linq;
-            global using System.Threading;
-            global using System.Threading.Tasks;
-            [assembly: System.Runtime.CompilerServices.InternalsVisibleTo("QcowFs.Testing")]
-            [assembly: System.Runtime.CompilerServices.InternalsVisibleTo("QcowFs.Simulation.Tests")]
-            """);
-        return path;
-    }
+        string project = Path.Combine(Root, "src", Target);
+        Dictionary<string, SyntaxTree> trees = [];
+        foreach (string source in Directory.EnumerateFiles(project, "*.cs", SearchOption.AllDirectories))
+        {
+            string relative = Path.GetRelativePath(project, source);
+            if (relative.StartsWith("bin/", StringComparison.Ordinal) || relative.StartsWith("obj/", StringComparison.Ordinal))
+                continue;
+            trees.Add(relative, CSharpSyntaxTree.ParseText(File.ReadAllText(source), ParseOptions, relative));
+        }
 
-    private static string CompilerPath()
-    {
-        // "10.0.100 [/usr/share/dotnet/sdk]"; the last one is the newest.
-        string line = SimulatedImages.Run("dotnet", "--list-sdks").Split('\n', StringSplitOptions.RemoveEmptyEntries).Last(l => l.StartsWith("10.", StringComparison.Ordinal));
-        string[] parts = line.Trim().TrimEnd(']').Split(" [");
-        return Path.Combine(parts[1], parts[0], "Roslyn", "bincore", "csc.dll");
+        IEnumerable<MetadataReference> references = ((string)AppContext.GetData("TRUSTED_PLATFORM_ASSEMBLIES")!).Split(':')
+            .Where(path => !path.EndsWith($"/{Target}.dll", StringComparison.Ordinal))
+            .Select(path => MetadataReference.CreateFromFile(path));
+        CSharpCompilationOptions options = new(
+            OutputKind.DynamicallyLinkedLibrary, optimizationLevel: OptimizationLevel.Release, checkOverflow: true, allowUnsafe: true,
+            nullableContextOptions: NullableContextOptions.Enable);
+        return (CSharpCompilation.Create(Target, [.. trees.Values, CSharpSyntaxTree.ParseText(Preamble, ParseOptions)], references, options), trees);
     }
 
     private static string FindRoot()

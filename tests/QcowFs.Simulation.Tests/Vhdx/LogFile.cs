@@ -111,7 +111,7 @@ internal sealed class LogFile
     {
         using (MemoryStorage file = VhdxImages.StorageOf("image", Bytes))
         {
-            using CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null, new OpenOptions()));
+            using CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null, new OpenOptions()));
             Assert.Equal(value, FirstByte(image));
             Assert.True(VhdxImages.BytesOf(file).AsSpan().SequenceEqual(Bytes), "reading changed the file");
         }
@@ -136,7 +136,7 @@ internal sealed class LogFile
         Assert.True(VhdxImages.BytesOf(file).AsSpan().SequenceEqual(Bytes), "a refused file was changed");
     }
 
-    public static CowImage OpenToWrite(MemoryStorage file) => VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null,
+    public static CowImage OpenToWrite(MemoryStorage file) => VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null,
         new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
     { Guids = new VhdxImages.CountedGuids(77) });
 

@@ -32,16 +32,18 @@ internal static class VhdxImages
     public const int DiskSize = (3 << 20) + (300 << 10);
 
     private static readonly ConcurrentDictionary<VhdxKind, PreparedVhdx> Prepared = new();
+    private static readonly ConcurrentDictionary<byte[], SimulatedDisk> Disks = new(); // only copied
     private static readonly ConcurrentDictionary<byte[], MemoryStorage> Parents = new(); // only read
 
     public static PreparedVhdx Prepare(VhdxKind kind) => Prepared.GetOrAdd(kind, Make);
 
-    public static SimulatedDisk DiskOf(PreparedVhdx image)
+    /// <summary>A disk with the image, a copy of one that is made once.</summary>
+    public static SimulatedDisk DiskOf(PreparedVhdx image) => Disks.GetOrAdd(image.File, static file =>
     {
         SimulatedDisk disk = new();
-        disk.Create("image", image.File);
+        disk.Create("image", file);
         return disk;
-    }
+    }).Kill();
 
     /// <summary>Opens the image on a disk.</summary>
     /// <param name="disk">The disk.</param>
@@ -73,7 +75,7 @@ internal static class VhdxImages
     {
         if (image.Parent is null)
             return null;
-        Kept file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
+        BorrowedStorage file = new(Parents.GetOrAdd(image.Parent, static bytes => StorageOf("parent", bytes)));
         return VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), file, null, new OpenOptions { CacheSize = 64 << 10 }));
     }
 
@@ -108,7 +110,7 @@ internal static class VhdxImages
     {
         MemoryStorage file = new("image");
         file.Write(0, image);
-        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new Kept(file), null,
+        using (CowImage disk = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null,
             new OpenOptions { Writable = true, CommitInterval = TimeSpan.Zero })
         { Guids = new CountedGuids(3000) }))
         {
@@ -117,6 +119,23 @@ internal static class VhdxImages
         }
 
         return BytesOf(file);
+    }
+
+    /// <summary>A differencing image with a sector bitmap, and in it bits of a block that is not present.</summary>
+    public static byte[] WithStaleBits(PreparedVhdx prepared, int block)
+    {
+        SimulatedDisk disk = DiskOf(prepared);
+        using (CowImage image = Open(disk, prepared))
+        {
+            image.Write(0, [1]);
+            image.Close();
+        }
+
+        const int bytesPerBlock = (1 << 20) / 512 / 8;
+        byte[] bytes = disk.Content("image");
+        ulong bitmap = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan((3 << 20) + (4096 * 8)));
+        bytes.AsSpan((int)(bitmap & ~0xFFFFFUL) + (block * bytesPerBlock), bytesPerBlock).Fill(255);
+        return bytes;
     }
 
     public static MemoryStorage StorageOf(string name, byte[] bytes)
@@ -151,9 +170,19 @@ internal static class VhdxImages
     /// <summary>A file that outlives the image over it.</summary>
     internal sealed class Kept(IStorage inner) : IStorage
     {
+        /// <summary>Is called when the length is asked for: a moment in the middle of a lookup or of a change of the map.</summary>
+        public Action? OnLength { get; set; }
+
         public string Name => inner.Name;
 
-        public long Length => inner.Length;
+        public long Length
+        {
+            get
+            {
+                OnLength?.Invoke();
+                return inner.Length;
+            }
+        }
 
         public bool IsReadOnly => inner.IsReadOnly;
 

@@ -56,11 +56,16 @@ public sealed class VhdxResizeTests
         Judge(disk, expected, expected, "cut and grown", isClosed: true);
     }
 
-    /// <summary>A table that has no room for the new blocks moves; a crash meanwhile finds one of the two.</summary>
-    [Fact]
-    public void A_table_that_is_too_small_moves()
+    /// <summary>A table that has no room for the new blocks moves; a crash meanwhile finds one of the two, also where the first copy of the
+    /// region table, which counts before the second, was damaged and becomes valid with the move.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_table_that_is_too_small_moves(bool isFirstDamaged)
     {
         byte[] image = VhdxImages.Create(new VhdxCreateOptions { VirtualSize = 8 << 20, BlockSize = 1 << 20, LogSize = 1 << 20, LogicalSectorSize = 512 }, 1);
+        if (isFirstDamaged)
+            image[RegionTable.FirstOffset + 100] ^= 1;
         PreparedVhdx prepared = new(VhdxKind.Dynamic, image, null, new byte[8 << 20]);
         const long size = 200L << 30; // 204,800 blocks, in a table that had room for 131,072 entries
         SimulatedDisk start = VhdxImages.DiskOf(prepared);

@@ -14,7 +14,7 @@ public sealed class VhdxRingTests
     private const long Block = 1 << 20;
     private const int BlocksPerPage = 512;
     private const int Pages = 32;
-    private const int Rounds = 30; // the ring holds fourteen
+    internal const int Rounds = 30; // the ring holds fourteen
 
     private static readonly byte[] Image = VhdxImages.Create(new VhdxCreateOptions
     {
@@ -76,7 +76,7 @@ public sealed class VhdxRingTests
             Assert.Equal(ExtentKind.Zero, after.QueryExtent(page * BlocksPerPage * Block, Block).Kind);
     }
 
-    private static SimulatedDisk NewDisk()
+    internal static SimulatedDisk NewDisk()
     {
         SimulatedDisk disk = new();
         disk.Create("image", Image);
@@ -91,7 +91,7 @@ public sealed class VhdxRingTests
     }
 
     /// <summary>In each round one block of every other page becomes zero, then a sync. Gives how many rounds were acknowledged.</summary>
-    private static int Work(SimulatedDisk disk)
+    internal static int Work(SimulatedDisk disk)
     {
         int acknowledged = 0;
         try

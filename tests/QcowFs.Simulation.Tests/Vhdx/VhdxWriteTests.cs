@@ -185,16 +185,7 @@ public sealed class VhdxWriteTests
     public void Stale_bits_of_an_absent_block_are_not_believed()
     {
         PreparedVhdx prepared = VhdxImages.Prepare(VhdxKind.Differencing);
-        SimulatedDisk disk = VhdxImages.DiskOf(prepared);
-        using (CowImage image = VhdxImages.Open(disk, prepared))
-        {
-            image.Write(0, [1]);
-            image.Close();
-        }
-
-        byte[] bytes = disk.Content("image");
-        ulong bitmap = BinaryPrimitives.ReadUInt64LittleEndian(bytes.AsSpan((3 << 20) + (4096 * 8)));
-        bytes.AsSpan((int)(bitmap & ~0xFFFFFUL) + (Block / 512 / 8), Block / 512 / 8).Fill(255); // those of block 1
+        byte[] bytes = VhdxImages.WithStaleBits(prepared, block: 1);
         SimulatedDisk stale = new();
         stale.Create("image", bytes);
         using (CowImage image = VhdxImages.Open(stale, prepared, session: 2))
@@ -294,8 +285,8 @@ public sealed class VhdxWriteTests
             });
             other.Start();
 
-            // Returns at once where the commit does not wait; otherwise the reader goes on and lets the commit go on.
-            other.Join(TimeSpan.FromMilliseconds(300));
+            // Either the commit waits for this reader, or it does not and ends.
+            SpinWait.SpinUntil(() => ((VhdxBlockMap)image.Map).State.Epoch.IsWaiting || !other.IsAlive);
         };
         byte[] read = new byte[4096];
         image.Read(512, read);
@@ -312,7 +303,7 @@ public sealed class VhdxWriteTests
         byte[] bytes = [.. prepared.File];
         bytes.AsSpan(3 << 20, 8).CopyTo(bytes.AsSpan((3 << 20) + 8));
         using MemoryStorage file = VhdxImages.StorageOf("image", bytes);
-        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new VhdxImages.Kept(file), null, new OpenOptions())))
+        using (CowImage image = VhdxImage.Open(new VhdxParts(VhdxLayout.Read(file), new BorrowedStorage(file), null, new OpenOptions())))
             image.Read(0, new byte[10]);
         ImageFormatException refusal = Assert.Throws<ImageFormatException>(() => LogFile.OpenToWrite(file));
         Assert.Contains("block 1: its place at byte 4194304 is in use by something else too; see qcowfs check image, or mount it without -w", refusal.Message, StringComparison.Ordinal);

@@ -1,4 +1,5 @@
 // What a disk may hold: the other half of every simulation test, as simple as the promise it checks.
+using System.Buffers;
 using QcowFs.Native;
 using QcowFs.Storage;
 using Xunit;
@@ -24,6 +25,7 @@ public sealed class DiskModel
     private readonly Dictionary<long, Sector> _sectors = []; // those with more than one value to them
     private readonly List<(long Operation, long Length)> _lengths = []; // the last one is current
     private byte[] _current; // whole sectors; zero past the length
+    private bool _sharesCurrent; // with a copy: it is copied before the first change
     private long _operations;
 
     /// <summary>A disk of zeros.</summary>
@@ -39,7 +41,8 @@ public sealed class DiskModel
 
     private DiskModel(DiskModel other)
     {
-        _current = (byte[])other._current.Clone();
+        _current = other._current;
+        _sharesCurrent = other._sharesCurrent = true;
         _lengths.AddRange(other._lengths);
         _operations = other._operations;
         foreach ((long number, Sector sector) in other._sectors)
@@ -158,6 +161,7 @@ public sealed class DiskModel
         {
             long length = disk.Length;
             _current = new byte[RoundUp(length)];
+            _sharesCurrent = false;
             disk.Read(0, _current.AsSpan(0, (int)length));
             _sectors.Clear();
             _lengths.Clear();
@@ -171,6 +175,9 @@ public sealed class DiskModel
         {
             Assert.True(offset + length <= _lengths[^1].Length, "The test writes past the end of its model.");
             _operations++;
+            if (_sharesCurrent)
+                _current = (byte[])_current.Clone();
+            _sharesCurrent = false;
             for (long at = offset; at < offset + length;)
             {
                 long number = at / SectorSize;
@@ -191,14 +198,28 @@ public sealed class DiskModel
     private void Check(IStorage disk, bool afterCrash)
     {
         long length = Math.Min(disk.Length, _current.Length);
-        byte[] buffer = new byte[RoundUp(length)];
-        disk.Read(0, buffer.AsSpan(0, (int)length));
+        byte[] rented = ArrayPool<byte>.Shared.Rent((int)RoundUp(length));
+        try
+        {
+            Span<byte> buffer = rented.AsSpan(0, (int)RoundUp(length));
+            buffer[(int)length..].Clear();
+            disk.Read(0, buffer[..(int)length]);
+            Check(buffer, length, afterCrash);
+        }
+        finally
+        {
+            ArrayPool<byte>.Shared.Return(rented);
+        }
+    }
+
+    private void Check(ReadOnlySpan<byte> buffer, long length, bool afterCrash)
+    {
         // Where nothing is in doubt, one comparison does.
-        if (_sectors.Count == 0 && length == _lengths[^1].Length && buffer.AsSpan().SequenceEqual(_current.AsSpan(0, buffer.Length)))
+        if (_sectors.Count == 0 && length == _lengths[^1].Length && buffer.SequenceEqual(_current.AsSpan(0, buffer.Length)))
             return;
         for (long number = 0; number * SectorSize < length; number++)
         {
-            ReadOnlySpan<byte> found = buffer.AsSpan((int)number * SectorSize, SectorSize);
+            ReadOnlySpan<byte> found = buffer.Slice((int)number * SectorSize, SectorSize);
             // The last sector of a file that came out shorter is judged where it is whole.
             bool isCut = (number + 1) * SectorSize > length && length != _lengths[^1].Length;
             if (isCut || found.SequenceEqual(CurrentSector(number)))

@@ -139,14 +139,14 @@ public sealed class SimulatedDisk : IHostFiles
     public byte[] Content(string name)
     {
         lock (Gate)
-            return _files[name].Content.ToArray();
+            return _files[name].Content;
     }
 
     /// <summary>The content of a storage that its last sync left on the medium.</summary>
     public byte[] DurableContent(string name)
     {
         lock (Gate)
-            return _files[name].Durable.ToArray();
+            return _files[name].Durable;
     }
 
     /// <summary>Number of calls of these kinds so far, of one storage or of all. Calls that failed count.</summary>
@@ -256,7 +256,7 @@ public sealed class SimulatedDisk : IHostFiles
             foreach (SimulatedFile file in _files.Values)
             {
                 ulong name = unchecked((ulong)XxHash.Hash128(System.Text.Encoding.UTF8.GetBytes(file.Name)));
-                sum ^= XxHash.Hash128(file.Content, unchecked(name + (ulong)file.Length));
+                sum ^= file.Fingerprint(name);
             }
             return sum;
         }

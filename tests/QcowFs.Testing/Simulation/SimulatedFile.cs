@@ -9,7 +9,7 @@ internal sealed class SimulatedFile(string name)
     public const int SectorSize = 512;
     public const int HostBlockSize = 4096;
 
-    private byte[] _content = [];
+    private PagedBytes _content = new();
     private readonly List<Change> _pending = [];
     private readonly List<bool> _allocated = []; // per host block
 
@@ -26,16 +26,19 @@ internal sealed class SimulatedFile(string name)
     public IReadOnlyList<Change> Pending => _pending;
 
     /// <summary>The content as the running system sees it.</summary>
-    public ReadOnlySpan<byte> Content => _content.AsSpan(0, (int)Length);
+    public byte[] Content => _content.ToArray(0, Length);
 
     /// <summary>The content that the last sync left on the medium.</summary>
-    public ReadOnlySpan<byte> Durable => CopyDurable().AsSpan(0, (int)DurableLength);
+    public byte[] Durable => CopyDurable().ToArray(0, DurableLength);
+
+    /// <summary>A hash of <see cref="Content"/> and the length.</summary>
+    public UInt128 Fingerprint(ulong seed) => _content.Hash(Length, unchecked(seed + (ulong)Length));
 
     public void Read(long offset, Span<byte> destination)
     {
         int available = (int)Math.Clamp(Length - offset, 0, destination.Length);
         if (available > 0)
-            _content.AsSpan((int)offset, available).CopyTo(destination);
+            _content.Read(offset, destination[..available]);
         destination[available..].Clear();
     }
 
@@ -46,7 +49,7 @@ internal sealed class SimulatedFile(string name)
         long end = offset + source.Length;
         long? newLength = Extend(end);
         byte[] before = Sectors(offset, end);
-        source.CopyTo(_content.AsSpan((int)offset));
+        _content.Write(offset, source);
         AddChange(sequence, StorageCalls.Write, offset, end, before, newLength);
     }
 
@@ -56,7 +59,7 @@ internal sealed class SimulatedFile(string name)
             return;
         long? newLength = Extend(end);
         byte[] before = Sectors(offset, end);
-        _content.AsSpan((int)offset, (int)(end - offset)).Clear();
+        _content.Clear(offset, end);
         AddChange(sequence, kind, offset, end, before, newLength);
     }
 
@@ -77,7 +80,7 @@ internal sealed class SimulatedFile(string name)
             return;
         }
         byte[] before = Sectors(length, Length);
-        _content.AsSpan((int)length, (int)(Length - length)).Clear();
+        _content.Clear(length, Length);
         AddChange(sequence, StorageCalls.SetLength, length, Length, before, length);
         Length = length;
         for (long block = (length + HostBlockSize - 1) / HostBlockSize; block < _allocated.Count; block++)
@@ -120,20 +123,21 @@ internal sealed class SimulatedFile(string name)
     /// <param name="describe">Gives the public description of a pending change of this file.</param>
     public SimulatedFile Crash(CrashChoice choice, Func<Change, PendingChange> describe)
     {
-        byte[] content = CopyDurable();
-        long length = DurableLength;
+        PagedBytes content = CopyDurable();
+        long length = DurableLength, longest = Math.Max(length, Length);
         foreach (Change change in _pending)
         {
             PendingChange description = describe(change);
             for (int i = 0; i < change.SectorCount; i++)
             {
                 if (choice.Survives(description, change.FirstSector + i))
-                    change.After.AsSpan(i * SectorSize, SectorSize).CopyTo(content.AsSpan((int)(change.FirstSector + i) * SectorSize));
+                    content.Write((change.FirstSector + i) * SectorSize, change.After.AsSpan(i * SectorSize, SectorSize));
             }
+            longest = Math.Max(longest, (change.FirstSector + change.SectorCount) * SectorSize);
             if (change.NewLength is { } newLength && choice.Survives(description, CrashChoice.LengthAtom))
                 length = newLength;
         }
-        content.AsSpan((int)length).Clear();
+        content.Clear(length, longest);
         var crashed = new SimulatedFile(name) { _content = content, Length = length, DurableLength = length };
         crashed.CopyAllocation(this);
         return crashed;
@@ -144,7 +148,7 @@ internal sealed class SimulatedFile(string name)
     {
         var clone = new SimulatedFile(name)
         {
-            _content = (byte[])_content.Clone(),
+            _content = _content.Clone(),
             Length = Length,
             DurableLength = DurableLength,
         };
@@ -175,7 +179,6 @@ internal sealed class SimulatedFile(string name)
     {
         if (end <= Length)
             return null;
-        Fit(ref _content, end);
         Length = end;
         return end;
     }
@@ -191,23 +194,16 @@ internal sealed class SimulatedFile(string name)
     {
         int start = (int)(offset / SectorSize * SectorSize);
         int stop = (int)((end + SectorSize - 1) / SectorSize * SectorSize);
-        return end > offset ? _content.AsSpan(start, stop - start).ToArray() : [];
+        return end > offset ? _content.ToArray(start, stop - start) : [];
     }
 
     // What is on the medium for certain is the content with all pending changes taken back, the latest first.
-    private byte[] CopyDurable()
+    private PagedBytes CopyDurable()
     {
-        byte[] content = (byte[])_content.Clone();
+        PagedBytes content = _content.Clone();
         for (int i = _pending.Count - 1; i >= 0; i--)
-            _pending[i].Before.CopyTo(content, _pending[i].FirstSector * SectorSize);
+            content.Write(_pending[i].FirstSector * SectorSize, _pending[i].Before);
         return content;
-    }
-
-    private static void Fit(ref byte[] array, long length)
-    {
-        long whole = (length + SectorSize - 1) / SectorSize * SectorSize;
-        if (whole > array.Length)
-            Array.Resize(ref array, (int)Math.Max(whole, Math.Min(array.Length + array.Length / 4L, SimulatedDisk.LargestLength)));
     }
 
     /// <summary>An unsynced change: the versions of consecutive sectors before and after it, and maybe a new length.</summary>

@@ -1,11 +1,9 @@
 // How the header comes to say that there is a journal, and how it ceases to (J12): steps of one sector, a sync between, each of which
-// leaves a header that every reader understands. The extension means nothing while the feature bit is clear.
+// leaves a header that every reader understands (HeaderExtensionEdit). The extension means nothing while the feature bit is clear.
 //
-// Make: a backing name that is in the way is copied further back, and bytes 8 to 19 are switched to the copy. The extension's data and
-// a new end marker are written behind the old marker; its head then replaces the marker; last the bit.
-// Take away: the bit; then the head becomes the end marker again.
+// Make: the names of our bits where there is room, so that other software refuses the image by name; the extension; last the bit.
+// Take away: the bit; then the head becomes the end marker again. The names stay.
 using System.Buffers.Binary;
-using System.Text;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Qcow2.Journal;
@@ -15,9 +13,6 @@ internal static class JournalHeader
     private const int Sector = 512;
     private const int HeadLength = Qcow2HeaderLayout.ExtensionHeadLength;
 
-    // The extension and the end marker behind it.
-    private const int Needed = HeadLength + JournalArea.Size + HeadLength;
-
     /// <summary>Why an image cannot have a journal, in words that advice follows; or null.</summary>
     public static string? FindObstacle(Qcow2Header header)
     {
@@ -25,12 +20,7 @@ internal static class JournalHeader
             return "a journal needs version 3 of the format, the image is version 2";
         if (header.FindExtension(HeaderExtensionType.Journal) is { } left)
             return left.Data.Length == JournalArea.Size ? null : "the header has a journal extension of another kind";
-        if (header.BackingNameOffset != 0 && header.BackingNameOffset < header.ExtensionsEnd)
-            return "the header has no room for the journal's extension";
-        long end = MarkerAt(header) + Needed;
-        if (NameIsInTheWay(header))
-            end = NewNamePlace(header) + NameLength(header);
-        return end <= header.ClusterSize ? null : "the header has no room for the journal's extension";
+        return HeaderExtensionEdit.Fits(header, JournalArea.Size) ? null : "the header has no room for the journal's extension";
     }
 
     /// <summary>What a person can do about it.</summary>
@@ -42,26 +32,17 @@ internal static class JournalHeader
     public static void Make(IStorage file, JournalArea area)
     {
         Qcow2Header header = Qcow2HeaderReader.Read(file);
-        if (header.FindExtension(HeaderExtensionType.Journal) is null && NameIsInTheWay(header))
+        AddNames(header, file);
+        byte[] data = new byte[JournalArea.Size];
+        area.WriteTo(data);
+        if (Qcow2HeaderReader.Read(file).FindExtension(HeaderExtensionType.Journal) is { } left)
         {
-            MoveName(header, file);
-            header = Qcow2HeaderReader.Read(file);
-        }
-
-        HeaderExtension? left = header.FindExtension(HeaderExtensionType.Journal);
-        int at = left?.Offset ?? MarkerAt(header);
-        Span<byte> rest = stackalloc byte[JournalArea.Size + HeadLength];
-        rest.Clear();
-        area.WriteTo(rest);
-        file.Write(at + HeadLength, left is null ? rest : rest[..JournalArea.Size]);
-        file.Sync();
-        if (left is null)
-        {
-            Span<byte> head = stackalloc byte[HeadLength];
-            BinaryPrimitives.WriteUInt32BigEndian(head, (uint)HeaderExtensionType.Journal);
-            BinaryPrimitives.WriteUInt32BigEndian(head[4..], JournalArea.Size);
-            file.Write(at, head);
+            file.Write(left.DataOffset, data);
             file.Sync();
+        }
+        else
+        {
+            HeaderExtensionEdit.Append(file, HeaderExtensionType.Journal, data);
         }
 
         ChangeBits(file, (incompatible, autoclear) => (incompatible | IncompatibleFeatures.Journal, autoclear));
@@ -87,28 +68,16 @@ internal static class JournalHeader
 
     private static int MarkerAt(Qcow2Header header) => header.ExtensionsEnd - HeadLength;
 
-    private static bool NameIsInTheWay(Qcow2Header header) =>
-        header.BackingNameOffset != 0 && header.BackingNameOffset < MarkerAt(header) + Needed;
-
-    private static int NameLength(Qcow2Header header) => Encoding.UTF8.GetByteCount(header.BackingName ?? "");
-
-    // Behind the old name, which must stay whole until the header names the new one.
-    private static int NewNamePlace(Qcow2Header header) =>
-        (Math.Max(MarkerAt(header) + Needed, header.BackingNameOffset + NameLength(header)) + 7) & ~7;
-
-    private static void MoveName(Qcow2Header header, IStorage file)
+    // Who has read the header already may have kept the place of what an overlay remembers, so that does not move.
+    private static void AddNames(Qcow2Header header, IStorage file)
     {
-        Span<byte> sector = stackalloc byte[Sector];
-        file.Read(0, sector);
-        int length = BinaryPrimitives.ReadInt32BigEndian(sector[Qcow2HeaderLayout.BackingNameLengthAt..]);
-        byte[] name = new byte[length];
-        file.Read(header.BackingNameOffset, name);
-        int place = NewNamePlace(header);
-        file.Write(place, name);
-        file.Sync();
-        BinaryPrimitives.WriteInt64BigEndian(sector[Qcow2HeaderLayout.BackingNameOffsetAt..], place);
-        file.Write(0, sector);
-        file.Sync();
+        if (header.FindExtension(HeaderExtensionType.FeatureNames) is not { } names || FeatureNameTable.WithPrivateNames(names.Data) is not { } complete
+            || header.FindExtension(HeaderExtensionType.OverlayBase)?.Offset > names.Offset)
+        {
+            return;
+        }
+
+        _ = HeaderExtensionEdit.TryReplace(file, HeaderExtensionType.FeatureNames, complete);
     }
 
     private static void ChangeBits(
