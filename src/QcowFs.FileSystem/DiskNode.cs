@@ -1,9 +1,11 @@
 // The raw file of a disk, of a partition of it, or of a snapshot. Behaves as a block device does where a plain file would change its
 // size.
+using Microsoft.Win32.SafeHandles;
 using QcowFs.FileSystem.Partitions;
 using QcowFs.Fuse;
 using QcowFs.Images;
 using QcowFs.Native;
+using QcowFs.Storage;
 
 namespace QcowFs.FileSystem;
 
@@ -264,9 +266,9 @@ internal sealed class DiskNode : Node
         {
             // Not from inside the gate: whoever changes the size waits until all are out.
             _image.Exit(slot);
-            bool isLarger = _image.TryGrow(offset + length);
+            bool? isLarger = _image.TryGrow(offset + length);
             slot = _image.Enter(changes: true, _snapshot, out disk); // while it is frozen, this waits
-            if (!isLarger && !_image.IsFrozen) break;
+            if (isLarger == false) break;
         }
         return slot;
     }
@@ -283,7 +285,7 @@ internal sealed class DiskNode : Node
         {
             if (passthrough.Permits(_isWritable)) Lend(passthrough);
         }
-        catch (Exception fault) when (fault is Storage.StorageException or ImageFormatException)
+        catch (Exception fault) when (fault is StorageException or ImageFormatException)
         {
             passthrough.Say($"passthrough: {HostText.Show(_image.Name)}: {fault.Message}");
         }
@@ -292,7 +294,8 @@ internal sealed class DiskNode : Node
 
     private void Lend(Passthrough passthrough)
     {
-        if (_image.TryLend(_snapshot, passthrough.MayTrail, () => passthrough.FindMapper?.Invoke(Number), out Microsoft.Win32.SafeHandles.SafeFileHandle? file))
+        string? FindMapper() => passthrough.FindMapper?.Invoke(Number);
+        if (_image.TryLend(_snapshot, passthrough.MayTrail, FindMapper, out SafeFileHandle? file))
         {
             if (passthrough.TryOpen(_image.Name, file, out _backingId)) _path = DataPath.Passthrough;
             else _image.TakeBack(_snapshot);
@@ -300,7 +303,7 @@ internal sealed class DiskNode : Node
         else if (!_isWritable && passthrough.Views is { } limits)
         {
             bool isTaken = false;
-            Storage.FileStorage? view = _image.GetView(
+            FileStorage? view = _image.GetView(
                 _snapshot, limits, made => isTaken = passthrough.TryOpen(_image.Name, made.Handle, out _backingId), passthrough.Say);
             if (view is not null)
             {

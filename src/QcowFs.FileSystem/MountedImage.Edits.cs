@@ -75,14 +75,15 @@ public sealed partial class MountedImage
         }
     }
 
-    /// <summary>Makes the disk at least so large, for a write that ends there. False where it cannot be, or is frozen now.</summary>
-    internal bool TryGrow(long size)
+    /// <summary>Makes the disk at least so large, for a write that ends there. False where it cannot be; null where it is frozen now.</summary>
+    internal bool? TryGrow(long size)
     {
         const long sector = 4096; // the largest that a format counts in
         lock (_life)
         {
             if (size <= Length) return true;
-            if (_frozen || _disk is null || size > long.MaxValue - sector) return false;
+            if (_frozen) return null;
+            if (_disk is null || size > long.MaxValue - sector) return false;
             return SetSizeNow(_disk.Info.Format == "raw" ? size : (size + sector - 1) / sector * sector);
         }
     }
@@ -221,11 +222,6 @@ public sealed partial class MountedImage
             _options.Log($"{Name}: {_failure}");
             throw;
         }
-    }
-
-    internal bool IsFrozen
-    {
-        get { lock (_life) return _frozen; }
     }
 
     private void RequireChangeable()

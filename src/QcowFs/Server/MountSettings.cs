@@ -115,10 +115,6 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
         if (!changesImage && line.Has(Growable))
             throw CommandFailure.Usage(Growable.Display, "needs --writable", "give -w too");
-        if (!changesImage && line.Has(Passthrough))
-            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
-        if (line.Has(Passthrough) && line.Choice(Cache, "host", "none") == "none")
-            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
         if (line.Has(Journal) && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "does not go with --journal", "give one of them");
         if (!changesImage && line.Has(Dedup))
@@ -133,13 +129,9 @@ internal sealed record MountSettings
         {
             throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
-        // Who wants no page cache in between gets every request served here.
-        bool usesCache = direct != "on" && (line.Choice(Cache, "host", "none") ?? "host") == "host";
         return new MountSettings
         {
-            PassthroughRule = !usesCache ? FileSystem.PassthroughRule.None
-                : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable
-                : line.Has(Growable) ? FileSystem.PassthroughRule.Growing : FileSystem.PassthroughRule.ReadOnly,
+            PassthroughRule = PassthroughFrom(line, changesImage, direct),
             MayGrow = line.Has(Growable),
             MakesViews = line.Has(ReflinkView),
             Source = line.Operands[0],
@@ -170,6 +162,19 @@ internal sealed record MountSettings
             NoExec = line.MountWords.Contains("noexec"),
             NoAccessTime = line.MountWords.Contains("noatime"),
         };
+    }
+
+    private static FileSystem.PassthroughRule PassthroughFrom(ParsedLine line, bool changesImage, string direct)
+    {
+        bool usesHostCache = line.Choice(Cache, "host", "none") is null or "host";
+        if (!changesImage && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
+        if (!usesHostCache && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
+        // Who wants no page cache in between gets every request served here.
+        return direct == "on" || !usesHostCache ? FileSystem.PassthroughRule.None
+            : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable
+            : line.Has(Growable) ? FileSystem.PassthroughRule.Growing : FileSystem.PassthroughRule.ReadOnly;
     }
 
     private static OpenOptions OpenFrom(ParsedLine line, bool writable)
