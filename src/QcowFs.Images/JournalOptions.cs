@@ -22,6 +22,9 @@ public sealed record JournalOptions
     /// <summary>Makes the id of a new journal, random, so that nobody can guess it.</summary>
     public required Func<UInt128> NewId { get; init; }
 
+    /// <summary>Whether host space is written with zeros ahead of its use while many syncs come.</summary>
+    public bool WritesAhead { get; init; }
+
     /// <summary>Images that cannot have a journal are opened without one, which the log says; else they are refused.</summary>
     public bool IsOptional { get; init; }
 

@@ -34,6 +34,7 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
     private readonly bool _isTmpfs;
     private volatile bool _cannotPunch;
     private volatile bool _cannotZeroRange;
+    private readonly Lazy<SafeFileHandle?> _uncached; // the same file opened past the page cache; null where the host cannot
 
     internal FileStorage(SafeFileHandle handle, string name, bool isReadOnly, bool directIo)
     {
@@ -47,6 +48,7 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         _isTmpfs = Libc.Fstatfs(_fd, out StatFsData fileSystem) == 0 && fileSystem.Type == Libc.TMPFS_MAGIC;
         _length = CurrentLength(facts);
         _direct = directIo ? OpenDirect(facts) : null;
+        _uncached = new Lazy<SafeFileHandle?>(OpenUncached);
     }
 
     /// <inheritdoc/>
@@ -194,6 +196,32 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
             _cannotZeroRange = !TryFallocate(Libc.FALLOC_FL_ZERO_RANGE, "zero", offset, length);
     }
 
+    /// <summary>Writes zeros to a range, past the page cache where that is possible: then no sync has to wait for them to reach the disk,
+    /// though they are as little durable without one as any write.</summary>
+    public void WriteZeroesUncached(long offset, long length)
+    {
+        CheckRange(offset, length);
+        CheckWritable("zero", offset, length);
+        bool isAligned = ((offset | length) & (AlignedBuffer.PageSize - 1)) == 0;
+        if (IsDirect || _isBlockDevice || !isAligned || offset + length > Length || _uncached.Value is not { } handle)
+        {
+            WriteZeroBytes(offset, length);
+            return;
+        }
+
+        while (length > 0)
+        {
+            int count = (int)Math.Min(length, Zeroes.Length);
+            Errno result = FileTransfer.Write((int)handle.DangerousGetHandle(), Zeroes.Span[..count], offset, unit: AlignedBuffer.PageSize);
+            if (result == Errno.EINVAL)
+                WriteZeroBytes(offset, count); // a file system that wants another alignment
+            else if (result != Errno.None)
+                throw Failed(result, "zero", offset, count);
+            offset += count;
+            length -= count;
+        }
+    }
+
     /// <inheritdoc/>
     public void Discard(long offset, long length)
     {
@@ -275,6 +303,8 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
         if (HoldsLocks && !_handle.IsClosed)
             QemuLocks.Release(this);
         _handle.Dispose();
+        if (_uncached.IsValueCreated)
+            _uncached.Value?.Dispose();
     }
 
     // fallocate over the sectors that lie wholly in the range and zeros written over the ragged ends. Where the file system cannot,
@@ -317,6 +347,13 @@ public sealed class FileStorage : IIdentifiedStorage, IExtentSource
             offset += count;
             length -= count;
         }
+    }
+
+    // Through its descriptor, so that it is the same file whatever became of its name.
+    private SafeFileHandle? OpenUncached()
+    {
+        int fd = Libc.Open($"/proc/self/fd/{_fd}", Libc.O_WRONLY | Libc.O_DIRECT | Libc.O_CLOEXEC, 0);
+        return fd < 0 ? null : new SafeFileHandle(fd, ownsHandle: true);
     }
 
     private Errno Fallocate(int mode, long offset, long length)

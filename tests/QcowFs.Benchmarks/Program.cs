@@ -52,7 +52,7 @@ internal static class Program
         if (options.ListOnly)
         {
             rows.ForEach(row => Console.WriteLine($"{row.Name,-28} {row.Place,-6} {row.Unit,-5} fio {row.FioArguments}"));
-            foreach (string row in (string[])[.. StartUp.Rows(options), .. MappedDisk.Rows(options), .. DedupRows.Rows(options)])
+            foreach (string row in (string[])[.. StartUp.Rows(options), .. MappedDisk.Rows(options), .. DedupRows.Rows(options), .. JournalRows.Rows(options)])
                 Console.WriteLine(row);
             return 0;
         }
@@ -69,6 +69,7 @@ internal static class Program
         new StartUp(options, Console.Error, cancellation).Run(others);
         new MappedDisk(options, Console.Error, cancellation).Run(others);
         new DedupRows(options, Console.Error, cancellation).Run(others);
+        new JournalRows(options, cancellation).Run(others);
         Report report = new(options, contenders, results, bench.PeakMemory, others.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries));
         report.Write(Console.Out);
         Console.Out.Write(others);

@@ -1,5 +1,4 @@
 // What "durable" and "full" mean on a mount: the device's sync precedes the reply, and a host without space or with a bad disk.
-using System.Diagnostics;
 using QcowFs.Testing;
 using Xunit;
 
@@ -18,17 +17,13 @@ public sealed class DurabilityTests
         foreach (string format in new[] { "raw", "qcow2" })
         {
             using Sandbox box = new();
-            Tools.Require("strace", "xfs_io");
+            Tools.Require("xfs_io");
             string image = box.Make(format, "64M");
             string raw = box.MountWritable(image);
-            int server = Assert.Single(box.Servers());
-            using Process strace = box.Start("strace", "-f", "-y", "-p", $"{server}", "-o", "trace", "-e", "trace=fdatasync,fsync,pwrite64,pwritev,write,writev");
-            Assert.Contains("attached", strace.StandardError.ReadLine()!, StringComparison.Ordinal);
-            while (!IsTraced(server)) Assert.False(strace.HasExited);
+            using ServerTrace trace = new(box, "fdatasync,fsync,pwrite64,pwritev,write,writev");
             box.Shell(string.Format(null, command, raw)).Expect();
-            box.Run("kill", "-INT", $"{strace.Id}").Expect();
-            strace.WaitForExit();
-            Assert.True(SyncPrecedesAnAnswer(File.ReadAllLines(box.Path + "/trace"), image), $"{what}, {format}:\n{File.ReadAllText(box.Path + "/trace")}");
+            string[] lines = trace.End();
+            Assert.True(SyncPrecedesAnAnswer(lines, image), $"{what}, {format}:\n{string.Join('\n', lines)}");
             box.UnmountAndCheck(image);
         }
     }
@@ -76,11 +71,6 @@ public sealed class DurabilityTests
         Assert.Contains("NOT complete: ", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
         box.Run("umount", "-l", "host");
     }
-
-    /// <summary>Whether every thread of the server has been attached to.</summary>
-    private static bool IsTraced(int server) =>
-        Directory.EnumerateDirectories($"/proc/{server}/task").All(t =>
-            !File.ReadLines(t + "/status").First(l => l.StartsWith("TracerPid:", StringComparison.Ordinal)).EndsWith("\t0", StringComparison.Ordinal));
 
     /// <summary>The image's last write, then a finished sync of the image, then an answer to the kernel by the same thread.</summary>
     private static bool SyncPrecedesAnAnswer(string[] lines, string image)

@@ -73,6 +73,71 @@ public sealed class JournalTests
         Assert.Equal(hash, box.HashByQemu(image));
     }
 
+    /// <summary>What the journal is for, as the kernel sees it: one sync of the image for each fsync of the guest that allocated, one more
+    /// for the first rewrite of what was new. The timer that confirms may come in between.</summary>
+    [SkippableFact]
+    public void An_fsync_is_one_sync_of_the_image()
+    {
+        using Sandbox box = new();
+        string image = box.Make("qcow2", "1G");
+        string raw = box.MountWritable(image, "--journal");
+        using FileStream disk = new(AsSeenBy(Assert.Single(box.Servers()), box, raw), FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite, bufferSize: 0);
+        byte[] block = Pattern.Bytes(1, 0, Block);
+        const int count = 40;
+        WriteAndSync(0); // the journal is made
+        Assert.Equal(count, SyncsOf(i => WriteAndSync((1 + i) * 17L << 20)).Foreground);
+        Assert.Equal(count, SyncsOf(i => WriteAndSync((900L << 20) + (i * 1024L), 1024)).Foreground);
+        (int waitedFor, int byTimer) = SyncsOf(_ => WriteAndSync(950L << 20));
+        Assert.Equal(count + 1, waitedFor + byTimer);
+        disk.Dispose();
+        box.UnmountAndCheck(image);
+
+        (int Foreground, int Background) SyncsOf(Action<int> step)
+        {
+            using ServerTrace trace = new(box, "fdatasync,fsync");
+            for (int i = 0; i < count; i++) step(i);
+            return trace.CountSyncs(image);
+        }
+
+        void WriteAndSync(long at, int length = Block)
+        {
+            RandomAccess.Write(disk.SafeFileHandle, block.AsSpan(0, length), at);
+            disk.Flush(flushToDisk: true);
+        }
+    }
+
+    /// <summary>Both options: what was answered is there after a kill, also where it shares the place of an equal block.</summary>
+    [SkippableFact]
+    public void A_killed_server_loses_nothing_that_it_shared()
+    {
+        using Sandbox box = new();
+        string image = box.Make("qcow2", "64M", "cluster_size=4k");
+        box.Shell("head -c 2M /dev/urandom > part; head -c 2M /dev/urandom > other").Expect();
+        string raw;
+        for (int round = 0; round < 3; round++)
+        {
+            // The owner, then a second copy of it that is not synced, then the owner again with other bytes.
+            raw = box.MountWritable(image, "--journal=1M", "--dedup");
+            box.Shell($"dd if=part of={raw} bs=256k seek={round * 64} conv=notrunc,fsync status=none; dd if=part of={raw} bs=64k seek={(round * 256) + 64} conv=notrunc status=none; "
+                + $"dd if=other of={raw} bs=64k seek={round * 256} conv=notrunc status=none").Expect();
+            Kill(box);
+            Assert.Contains("nsupported", box.Run("qemu-img", "check", image).Errors, StringComparison.Ordinal);
+            raw = box.MountWritable(image, round == 1 ? ["--dedup"] : ["--journal", "--dedup"]);
+            box.Shell($"cmp -n 2097152 -i {(round * 16 << 20) + (4 << 20)}:0 {raw} part; cmp -n 2097152 -i {round * 16 << 20}:0 {raw} other").Expect();
+            box.UnmountAndCheck(image);
+        }
+
+        // A scan of an image that a kill left with its journal replays it first.
+        raw = box.MountWritable(image, "--journal=1M");
+        box.Shell($"dd if=part of={raw} bs=1M seek=60 conv=notrunc status=none").Expect();
+        Kill(box);
+        Assert.Contains("2 MiB shared", box.QcowFs("dedup", "scan", image).Expect(), StringComparison.Ordinal);
+        box.Check(image);
+        raw = box.MountReadOnly(image);
+        box.Shell($"cmp -n 2097152 -i {60 << 20}:0 {raw} part").Expect();
+        box.QcowFs("umount", "m").Expect();
+    }
+
     [SkippableFact]
     public void Qemu_refuses_the_image_until_it_is_replayed()
     {

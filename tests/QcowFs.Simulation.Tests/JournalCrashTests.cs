@@ -26,6 +26,7 @@ public sealed class JournalCrashTests(ITestOutputHelper output)
         new Geometry("cluster_size=4096", 100_352, InitialContent.Compressed),
         new Geometry("cluster_size=512", 70_144, InitialContent.Full),
         new Geometry("cluster_size=1024", 70_144, InitialContent.ExternalData),
+        new Geometry("cluster_size=2048", 100_352, Compress: true),
     ];
 
     [Theory]

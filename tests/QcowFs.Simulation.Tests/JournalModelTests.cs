@@ -20,12 +20,30 @@ public sealed class JournalModelTests(ITestOutputHelper output)
     [Fact]
     public void Two_units_per_block_over_a_backing() =>
         new JournalModel(new Geometry("cluster_size=1024", 2048, InitialContent.Backing), "abds").All(length: 4, output.WriteLine);
+
+    /// <summary>Writes of content that is there already, overwrites and discards of the owner and of the other: I11 at every crash.</summary>
+    [Fact]
+    public void One_unit_per_block_with_hits() =>
+        new JournalModel(new Geometry("cluster_size=512", 1024), "xXYDsc", shares: true).All(length: 3, output.WriteLine);
+
+    [Fact]
+    public void Two_units_per_block_with_hits() =>
+        new JournalModel(new Geometry("cluster_size=1024", 2048), "xXds", shares: true).All(length: 3, output.WriteLine);
+
+    /// <summary>What begins with an owner that is durable, which can then be rewritten in place without a sync.</summary>
+    [Fact]
+    public void Hits_of_a_durable_owner() =>
+        new JournalModel(new Geometry("cluster_size=512", 1024), "yYdDs", shares: true).All(length: 3, output.WriteLine, after: "xs");
 }
 
 /// <summary>All sequences over an alphabet: a, b write the halves of block 0 (the same bytes where it has one sector), w all of block 1,
-/// d discards block 0, s syncs, c checkpoints, i is the idle timer.</summary>
-internal sealed class JournalModel(Geometry geometry, string alphabet)
+/// d discards block 0, D block 1, s syncs, c checkpoints, i is the idle timer; x and y write one of two contents to block 0, X and Y to
+/// block 1.</summary>
+internal sealed class JournalModel(Geometry geometry, string alphabet, bool shares = false)
 {
+    // After so many crash states one is gone on with: the same writes again, and a clean close.
+    private const int GoOnWithOneIn = 16;
+
     private readonly PreparedImage _prepared = SimulatedImages.Prepare(geometry);
     private readonly int _block = geometry.Size / 2;
     private ulong _ids;
@@ -33,22 +51,22 @@ internal sealed class JournalModel(Geometry geometry, string alphabet)
     /// <summary>Crash states that were judged.</summary>
     public long States { get; private set; }
 
-    public void All(int length, Action<string>? log)
+    public void All(int length, Action<string>? log, string after = "")
     {
         char[] sequence = new char[length];
         long sequences = 0;
         Extend(0);
-        log?.Invoke($"{geometry} {alphabet}: {sequences} sequences of up to {length}, {States} crash states");
+        log?.Invoke($"{geometry} {alphabet}: {sequences} sequences of up to {length}{(after == "" ? "" : " after " + after)}, {States} crash states");
 
         void Extend(int count)
         {
             foreach (char operation in alphabet)
             {
                 // A journal exists after the first write; what comes before it is not its matter.
-                if (count == 0 && operation is 's' or 'c' or 'd' or 'i')
+                if (count == 0 && after == "" && operation is 's' or 'c' or 'd' or 'D' or 'i')
                     continue;
                 sequence[count] = operation;
-                string text = new(sequence, 0, count + 1);
+                string text = after + new string(sequence, 0, count + 1);
                 sequences++;
                 Crash(text);
                 if (count + 1 < length)
@@ -72,13 +90,49 @@ internal sealed class JournalModel(Geometry geometry, string alphabet)
             foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(200, 1))
             {
                 States++;
-                CrashRun.Judge(survivor, model, _prepared, $"{geometry} {sequence} instant {instant} {choice}");
+                Judge(survivor, model, $"{geometry} {sequence} instant {instant} {choice}");
+                if (shares && States % GoOnWithOneIn == 0)
+                    GoOn(survivor, model.Clone(), sequence, $"{geometry} {sequence} instant {instant} {choice}");
             }
 
             DiskModel kept = model.Clone();
             kept.Sync(acknowledged);
-            CrashRun.Judge(disk.Kill(), kept, _prepared, $"{geometry} {sequence} instant {instant} kill");
+            Judge(disk.Kill(), kept, $"{geometry} {sequence} instant {instant} kill");
         }
+    }
+
+    private void Judge(SimulatedDisk disk, DiskModel model, string where)
+    {
+        CrashRun.Judge(disk, model, _prepared, where, harmlessAllowed: shares);
+        if (shares && SharingImages.FindBrokenSharing(disk, _prepared) is { } broken)
+            throw new InvalidOperationException($"{where}: {broken}");
+    }
+
+    /// <summary>The same writes again after a crash, and a clean close: nothing is leaked and no flag is missing.</summary>
+    private void GoOn(SimulatedDisk disk, DiskModel model, string sequence, string where)
+    {
+        disk = disk.Kill();
+        using (CowImage image = Open(disk))
+        {
+            model.Adopt(image);
+            if (image.Map.Recovery is LeakCollector collector)
+                image.Recover(commit => collector.Run(commit, windowClusters: 16));
+            for (int i = 0; i < sequence.Length; i++)
+                Do(image, model, sequence[i], (byte)(i + 1));
+            image.Close();
+        }
+
+        model.Sync();
+        Judge(disk.Crash(CrashChoice.Nothing), model, where + ", then closed");
+        SharingModelTests.AssertClean(disk, where + ", then closed");
+    }
+
+    private CowImage Open(SimulatedDisk disk)
+    {
+        JournalOptions journal = new() { RingBytes = 32 << 10, NewId = () => new UInt128(1, ++_ids) };
+
+        // Advice, whose own crashes are no matter of the journal's.
+        return shares ? SharingImages.Open(disk, _prepared, journal: journal, indexDisk: new SimulatedDisk()) : SimulatedImages.Open(disk, _prepared, journal: journal);
     }
 
     /// <summary>Runs a sequence and gives the instants of its last operation. Returns the model's mark of what was acknowledged.</summary>
@@ -87,7 +141,7 @@ internal sealed class JournalModel(Geometry geometry, string alphabet)
         long acknowledged = model.Mark;
         try
         {
-            using CowImage image = SimulatedImages.Open(disk, _prepared, journal: new JournalOptions { RingBytes = 32 << 10, NewId = () => new UInt128(1, ++_ids) });
+            using CowImage image = Open(disk);
             for (int i = 0; i < sequence.Length; i++)
             {
                 if (i == sequence.Length - 1)
@@ -120,9 +174,18 @@ internal sealed class JournalModel(Geometry geometry, string alphabet)
             case 'w':
                 Write(_block, _block);
                 break;
-            case 'd':
-                model.Zero(0, _block);
-                image.Discard(0, _block);
+            case 'x' or 'y':
+                value = (byte)operation;
+                Write(0, _block);
+                break;
+            case 'X' or 'Y':
+                value = (byte)char.ToLowerInvariant(operation);
+                Write(_block, _block);
+                break;
+            case 'd' or 'D':
+                int discarded = operation == 'd' ? 0 : _block;
+                model.Zero(discarded, _block);
+                image.Discard(discarded, _block);
                 break;
             case 'c':
                 ((Qcow2BlockMap)image.Map).JournalCommit!.Settle();

@@ -261,6 +261,26 @@ public sealed class JournalReplayTests
         Assert.Equal(2, content[Cluster + 16]);
     }
 
+    /// <summary>The largest journal, full: it is read twice, in large pieces, and little else is.</summary>
+    [Fact]
+    public void A_full_journal_is_read_twice()
+    {
+        PreparedImage prepared = SimulatedImages.Prepare(new Geometry("cluster_size=4096,preallocation=metadata", 4 << 20));
+        CountingStorage file = new();
+        file.Write(0, prepared.File);
+        int records = FullJournal.Make(file, JournalLayout.MaxRingBytes);
+        Assert.Equal(JournalLayout.MaxRingBytes / JournalLayout.BlockSize, records);
+        file.Reset();
+        JournalReplay replay = Plan(file);
+        Assert.Equal(records, replay.Replayed);
+        Assert.InRange(file.BytesRead, JournalLayout.MaxRingBytes, JournalLayout.MaxRingBytes + (1 << 20));
+        Assert.InRange(file.Reads, 64, 80);
+        replay.Apply();
+        Assert.InRange(file.BytesRead, 2 * JournalLayout.MaxRingBytes, (2 * JournalLayout.MaxRingBytes) + (2 << 20));
+        Assert.InRange(file.Reads, 128, 160);
+        Assert.Equal(2, file.Syncs);
+    }
+
     [Fact]
     public void A_journal_needs_version_3_and_room_in_the_header()
     {
@@ -272,6 +292,47 @@ public sealed class JournalReplayTests
         Assert.Null(JournalHeader.FindObstacle(header));
         header = header with { Extensions = [.. header.Extensions, new HeaderExtension((HeaderExtensionType)0x12345678, new byte[Cluster - header.ExtensionsEnd - 16])] };
         Assert.Equal("the header has no room for the journal's extension", JournalHeader.FindObstacle(header));
+    }
+
+    /// <summary>Counts what a replay costs.</summary>
+    private sealed class CountingStorage : IStorage
+    {
+        private readonly MemoryStorage _memory = new("disk");
+
+        public string Name => _memory.Name;
+
+        public long Length => _memory.Length;
+
+        public bool IsReadOnly => false;
+
+        public long Reads { get; private set; }
+
+        public long BytesRead { get; private set; }
+
+        public long Syncs { get; private set; }
+
+        public void Reset() => Reads = BytesRead = Syncs = 0;
+
+        public void Read(long offset, Span<byte> destination)
+        {
+            Reads++;
+            BytesRead += destination.Length;
+            _memory.Read(offset, destination);
+        }
+
+        public void Write(long offset, ReadOnlySpan<byte> source) => _memory.Write(offset, source);
+
+        public void WriteZeroes(long offset, long length) => _memory.WriteZeroes(offset, length);
+
+        public void Discard(long offset, long length) => _memory.Discard(offset, length);
+
+        public void Reserve(long offset, long length) => _memory.Reserve(offset, length);
+
+        public void SetLength(long length) => _memory.SetLength(length);
+
+        public void Sync() => Syncs++;
+
+        public void Dispose() => _memory.Dispose();
     }
 
     private static void JournalCheckRange(JournalReplay replay, bool last, out long offset)

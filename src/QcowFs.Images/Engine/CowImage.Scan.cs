@@ -67,7 +67,7 @@ internal sealed partial class CowImage
             _step = (_, offset, _) =>
             {
                 LookLocked(offset);
-                return true; // no journal here (ImageChain)
+                return true; // nothing is written in place, so no commit need come first
             };
         }
 

@@ -338,11 +338,7 @@ internal sealed partial class CowImage
     {
         private readonly short[] _twins = new short[StepBlocks * 2]; // open addressing over the blocks of this write by hash
 
-        public WritePlan(CowImage image) => Step = (_, offset, source) =>
-        {
-            image.WritePlanned(this, offset, source);
-            return true; // no journal here (ImageChain)
-        };
+        public WritePlan(CowImage image) => Step = (_, offset, source) => image.WritePlanned(this, offset, source);
 
         public ExclusiveStep Step { get; }
 
@@ -376,6 +372,7 @@ internal sealed partial class CowImage
             Count = count;
             Hashed = 0;
             Bypassed = 0;
+            Shared = 0;
         }
 
         public void AddHash(int block, UInt128 hash)
@@ -384,14 +381,14 @@ internal sealed partial class CowImage
             Hashes[Hashed++] = hash;
         }
 
-        /// <summary>A step may run twice; what the first run found counts no more.</summary>
+        /// <summary>A step may run twice; what the first run found counts no more. What it shared stays shared: the second run finds that
+        /// unchanged.</summary>
         public void BeginWriting()
         {
             Array.Fill(Written, -1, 0, Hashed);
             Array.Fill(_twins, (short)-1);
             Dropped.Clear();
             Hits = 0;
-            Shared = 0;
         }
 
         /// <summary>An earlier block of this write with the same hash, or -1. The first one is remembered.</summary>

@@ -46,8 +46,6 @@ internal sealed class ImageChain : IDisposable
     {
         if (options.Snapshot is not null && options.Writable)
             throw new ArgumentException("A snapshot is opened for reading only.", nameof(options));
-        if (options.Journal is not null && options.Dedup is not null)
-            throw new ArgumentException("Writes through a journal are not deduplicated yet.", nameof(options));
         ImageChain chain = new(files, new ReferenceGate(files, options.References, path), options);
         try
         {
@@ -288,13 +286,6 @@ internal sealed class ImageChain : IDisposable
 
         if (_options is { Writable: true, Compress: true } && link.Layer.WhyNotCompressed is { } reason)
             throw new ImageFormatException(file.Name, "format", -1, reason, "write it without compression");
-        // Ours, for now: records do not list what writers of these two kinds make newly readable.
-        if (_options is { Writable: true, Journal: not null } and ({ Dedup: not null } or { Compress: true }))
-        {
-            throw new ImageFormatException(file.Name, "journal", -1, "a journal goes neither with deduplication nor with compression",
-                "leave one of them out");
-        }
-
         if (_options is { Writable: true, Journal: { } journal } && link.Layer.WhyNoJournal is { } hindrance)
         {
             if (!journal.IsOptional)

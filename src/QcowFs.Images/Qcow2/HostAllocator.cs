@@ -11,6 +11,9 @@
 // A5. The file is cut only where a session knows that nothing is: past the end that it found, and what it gave up and punched (A2).
 //     Clusters that merely have no count stay: in a damaged image they may hold the guest's data. After a crash, when all references of
 //     the image were counted, those are known to be unused too that had neither a count nor a reference (KnowUnused).
+// A6. Clusters that someone takes ahead, to write them with zeros (Journal/SpaceAhead), are neither free nor the tail until they are
+//     written. Then they are handed out before all others. Taken ahead is what reads as zeros, and the tail only where nothing else
+//     is free, so that the file does not grow past free space.
 //
 // Locks: the allocator's own is the last in the order, held without I/O. Reserving more holds the growth lock instead.
 using QcowFs.Native;
@@ -59,6 +62,9 @@ internal sealed class HostAllocator
     private readonly SortedSet<long> _order = [];
     private readonly Dictionary<long, ClusterRun> _byFirst = [];
     private readonly Dictionary<long, long> _firstByEnd = [];
+    private readonly LinkedList<ClusterRun> _ready = new();
+    private long _readyClusters;
+    private long _handedOut;
     private readonly long _scanLimit;
     private long _scanned;
     private long _tail;
@@ -86,6 +92,12 @@ internal sealed class HostAllocator
         set => _starved = value;
     }
 
+    /// <summary>Clusters that <see cref="Take"/> gave out so far.</summary>
+    public long HandedOut => Volatile.Read(ref _handedOut);
+
+    /// <summary>Clusters that are written with zeros and wait to be handed out.</summary>
+    public long ReadyClusters => Volatile.Read(ref _readyClusters);
+
     /// <summary>One past the last cluster that was ever in the file or handed out.</summary>
     public long Tail => Volatile.Read(ref _tail);
 
@@ -99,10 +111,19 @@ internal sealed class HostAllocator
     /// the host is full.</summary>
     public ClusterRun Take(long wanted)
     {
+        ClusterRun run = TakeAny(wanted);
+        Interlocked.Add(ref _handedOut, run.Count);
+        return run;
+    }
+
+    private ClusterRun TakeAny(long wanted)
+    {
         for (int scans = 0; ; scans++)
         {
             lock (_lock)
             {
+                if (_readyClusters > 0)
+                    return TakeReady(wanted);
                 if (TryTakeFree(wanted, anySize: false) is { } run)
                     return run;
                 if (_tail < _reservedEnd)
@@ -137,6 +158,59 @@ internal sealed class HostAllocator
 
             if (!TryReserve(count, out StorageException? full, exactly: true))
                 throw full!;
+        }
+    }
+
+    /// <summary>Hands out a run of up to <paramref name="count"/> clusters that read as zeros, to be written with zeros (A6). Null where
+    /// nothing is at hand.</summary>
+    public ClusterRun? TakeAhead(long count)
+    {
+        for (int scans = 0; scans < ScansPerRequest; scans++)
+        {
+            lock (_lock)
+            {
+                foreach (long first in _order.Take(RunsProbed))
+                {
+                    ClusterRun run = _byFirst[first];
+                    if (!run.ReadsAsZero)
+                        continue;
+                    Remove(run);
+                    if (run.Count > count)
+                        Add(run with { First = run.First + count, Count = run.Count - count });
+                    return run with { Count = Math.Min(run.Count, count) };
+                }
+
+                if (_order.Count > 0)
+                    return null;
+                if (_scanned >= _scanLimit)
+                    return _tail < _reservedEnd ? TakeTail(Math.Min(count, _reservedEnd - _tail)) : null;
+            }
+
+            _ = Scan();
+        }
+
+        return null;
+    }
+
+    /// <summary>Takes over what <see cref="TakeAhead"/> gave, written.</summary>
+    public void AddReady(ClusterRun run)
+    {
+        lock (_lock)
+        {
+            _ready.AddLast(run);
+            _readyClusters += run.Count;
+        }
+    }
+
+    /// <summary>Hands out all that is written with zeros.</summary>
+    public IReadOnlyList<ClusterRun> TakeReady()
+    {
+        lock (_lock)
+        {
+            ClusterRun[] runs = [.. _ready];
+            _ready.Clear();
+            _readyClusters = 0;
+            return runs;
         }
     }
 
@@ -198,6 +272,17 @@ internal sealed class HostAllocator
         else
             return end;
         return Math.Max(first, Math.Min(Math.Min(end, _scanLimit), _unusedFrom));
+    }
+
+    private ClusterRun TakeReady(long wanted)
+    {
+        ClusterRun run = _ready.First!.Value;
+        ClusterRun taken = run with { Count = Math.Min(wanted, run.Count) };
+        _readyClusters -= taken.Count;
+        _ready.RemoveFirst();
+        if (taken.Count < run.Count)
+            _ready.AddFirst(run with { First = taken.End, Count = run.Count - taken.Count });
+        return taken;
     }
 
     private ClusterRun TakeTail(long count)

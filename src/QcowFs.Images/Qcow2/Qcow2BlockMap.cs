@@ -66,7 +66,7 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
         if (parts.Options is { Writable: true, Compress: true } && !_external)
             state.CompressedSpace = _compressedSpace = new CompressedSpace(state, _space);
         if (parts.Options is { Writable: true, Journal: { } options })
-            _journal = new JournalSession(state, _space, _commit, options, parts.Options.Log);
+            _journal = new JournalSession(state, _space, _commit, options, parts.Options.BackgroundRecovery, parts.Options.Log);
         Traits = new BlockMapTraits(_header.ClusterSize, 1 << _subBits);
     }
 
@@ -177,6 +177,7 @@ internal sealed partial class Qcow2BlockMap : ICompressingMap
     public void Dispose()
     {
         _collector?.Dispose();
+        _journal?.Dispose();
         _compressedSpace?.Dispose();
     }
 

@@ -37,6 +37,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
     private readonly Lock _useLock = new();
     private readonly MetadataCache _cache = state.Cache;
+    private readonly ReferenceRelease _references = new(state);
     private readonly int _clusterBits = state.Header.ClusterBits;
     private readonly byte[] _headerSector = new byte[HeaderSector];
     private long _headerTableOffset = state.Header.RefcountTableOffset;
@@ -314,23 +315,13 @@ internal sealed class Qcow2Commit(Qcow2State state)
         MetadataPage page = pins.Add(counts.PageOffset(first));
 
         // I3: punched while the count still protects it, then free. Only a commit lowers a count, so what is the last reference stays it.
-        List<ClusterRun> unused = FindLastReferences(page, first, end);
+        List<ClusterRun> unused = _references.FindLast(page, first, end);
         if (removal.Kind == RemovalKind.Data)
             state.Shared.TellFreed(unused, _clusterBits);
         unused = unused.ConvertAll(Punch);
         lock (_cache.Gate)
         {
-            _cache.BeginChange(page, CommitStage.Counts);
-            for (long cluster = first; cluster < end; cluster++)
-            {
-                ulong count = counts.Get(page, cluster);
-                if (count > 0)
-                    counts.Set(page, cluster, count - 1);
-                if (count == 2 && removal.Kind == RemovalKind.Data)
-                    state.Shared.NoteLastReference();
-            }
-
-            page.EndChange();
+            _references.Lower(page, first, end, removal.Kind);
             foreach (ClusterRun run in unused)
             {
                 if (removal.Kind == RemovalKind.Metadata)
@@ -357,30 +348,6 @@ internal sealed class Qcow2Commit(Qcow2State state)
         {
             return run with { ReadsAsZero = false };
         }
-    }
-
-    /// <summary>The clusters whose count is one.</summary>
-    private List<ClusterRun> FindLastReferences(MetadataPage page, long first, long end)
-    {
-        List<ClusterRun> found = [];
-        lock (_cache.Gate)
-        {
-            for (long cluster = first; cluster < end; cluster++)
-            {
-                ulong count = state.Refcounts.Get(page, cluster);
-                if (count == 0)
-                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                if (count != 1)
-                    continue;
-                state.CompressedSpace?.Leave(cluster);
-                if (found.Count > 0 && found[^1].End == cluster)
-                    found[^1] = found[^1] with { Count = found[^1].Count + 1 };
-                else
-                    found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
-            }
-        }
-
-        return found;
     }
 
     /// <summary>What one commit writes.</summary>

@@ -115,8 +115,6 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
         if (!changesImage && line.Has(Growable))
             throw CommandFailure.Usage(Growable.Display, "needs --writable", "give -w too");
-        if (line.Has(Journal) && line.Has(Dedup))
-            throw CommandFailure.Usage(Dedup.Display, "does not go with --journal", "give one of them");
         if (!changesImage && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
@@ -198,14 +196,12 @@ internal sealed record MountSettings
     private static JournalOptions? JournalFrom(ParsedLine line, bool writable)
     {
         if (!line.Has(Journal)) return null;
-        if (line.Has(Dedup))
-            throw CommandFailure.Usage(Journal.Display, "is not possible with --dedup yet", "give one of them");
         if (!writable)
             throw CommandFailure.Usage(Journal.Display, "a journal is for writing", "add -w, or leave it out: mounts without -w read through a journal that is there");
         long size = line.Size(Journal) ?? JournalOptions.DefaultBytes;
         if (size is < JournalOptions.MinBytes or > JournalOptions.MaxBytes)
             throw CommandFailure.Usage(Journal.Display, $"{size} bytes are not a journal's size", "give 1M to 64M");
-        return new JournalOptions { RingBytes = size, NewId = NewJournalId };
+        return new JournalOptions { RingBytes = size, NewId = NewJournalId, WritesAhead = true };
     }
 
     private static UInt128 NewJournalId()

@@ -40,6 +40,25 @@ public sealed class SharingCrashTests(ITestOutputHelper output)
         Assert.True(shared > 0, "nothing was shared");
     }
 
+    /// <summary>With a journal: in its turns, checkpoints and replays, and everything answered is there after a kill.</summary>
+    [Theory]
+    [InlineData("cluster_size=512", 70_144, InitialContent.Empty)]
+    [InlineData("cluster_size=512,refcount_bits=2", 70_144, InitialContent.Backing)]
+    [InlineData("cluster_size=512", 70_144, InitialContent.Snapshot)]
+    [InlineData("cluster_size=16384,extended_l2=on", 1_100_288, InitialContent.Empty)]
+    public void Every_instant_of_short_runs_with_a_journal(string options, int size, InitialContent content)
+    {
+        long shared = 0;
+        foreach (ulong seed in Seeds.Between(1, 1))
+        {
+            SharingRun run = new(new Geometry(options, size, content), seed, weakHash: content == InitialContent.Backing) { RingBytes = 32 << 10 };
+            run.EveryInstant(steps: 12, choices: 12);
+            shared += run.Shared;
+        }
+
+        Assert.True(shared > 0, "nothing was shared");
+    }
+
     /// <summary>C1: the commit that was to take the owner's flag meets a full host; the next one takes it, before the mapping.</summary>
     [Fact]
     public static void A_commit_that_failed_takes_the_flags_later()

@@ -16,8 +16,11 @@ internal static class SharingImages
     /// <param name="weakHash">Hashes of 8 bits, so that different blocks collide all the time.</param>
     /// <param name="log">Told what a person would be.</param>
     /// <param name="cacheSize">Metadata cache in bytes.</param>
+    /// <param name="journal">The journal to write with, or null.</param>
+    /// <param name="indexDisk">Where the index is, if not on the same disk.</param>
     public static CowImage Open(
-        SimulatedDisk disk, PreparedImage image, bool weakHash = false, Action<string>? log = null, long cacheSize = 1024)
+        SimulatedDisk disk, PreparedImage image, bool weakHash = false, Action<string>? log = null, long cacheSize = 1024,
+        JournalOptions? journal = null, SimulatedDisk? indexDisk = null)
     {
         SimulatedStorage file = disk.Open("image");
         Qcow2Header header = Qcow2HeaderReader.Read(file);
@@ -37,13 +40,24 @@ internal static class SharingImages
             BackgroundRecovery = false,
             CacheSize = cacheSize,
             Log = log,
-            AttachedIndex = AttachedIndex.Open(disk, file, header.ClusterSize, settings, log),
+            Journal = journal,
+            AttachedIndex = AttachedIndex.Open(indexDisk ?? disk, file, header.ClusterSize, settings, log),
         };
         IDiskImage? backing = image.Backing is null ? null : SimulatedImages.OpenBacking(image.Backing);
         return (CowImage)Qcow2Image.Open(new Qcow2Parts(header, file, null, backing, options));
     }
 
-    /// <summary>Everything that breaks I2 or I11 on a disk as it lies there, found by a walk that shares no code with the product.</summary>
+    /// <summary>Everything that breaks I2 or I11 on a disk, found by a walk that shares no code with the product. Where a journal is left,
+    /// which keeps everyone else out of the image, on the disk as its replay makes it.</summary>
+    public static string? FindBrokenSharing(SimulatedDisk disk, PreparedImage image)
+    {
+        SimulatedDisk replayed = disk.Kill();
+        if (Qcow2HeaderReader.Read(replayed.Open("image")).HasJournal)
+            SimulatedImages.Open(replayed, image).Dispose();
+        return FindBrokenSharing(replayed.Content("image"));
+    }
+
+    /// <summary>The same for the bytes of an image without a journal.</summary>
     public static string? FindBrokenSharing(byte[] image)
     {
         long U64(long at) => BinaryPrimitives.ReadInt64BigEndian(image.AsSpan(checked((int)at)));

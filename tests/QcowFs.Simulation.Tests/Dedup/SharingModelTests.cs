@@ -181,6 +181,41 @@ public sealed class SharingModelTests
         Assert.Equal(0, SharingImages.CountShared(disk.Content("image")));
     }
 
+    /// <summary>Deduplication and a journal in one session, over sessions: equal to bytes, clean, plain, and bound to its index.</summary>
+    [Theory]
+    [InlineData("cluster_size=512", 300_032, InitialContent.Empty)]
+    [InlineData("cluster_size=4096,refcount_bits=2", 500_224, InitialContent.Snapshot)]
+    [InlineData("cluster_size=16384,extended_l2=on", 1_000_448, InitialContent.Backing)]
+    public void Agrees_with_a_journal_too(string options, int size, InitialContent content)
+    {
+        Geometry geometry = new(options, size, content);
+        PreparedImage prepared = SimulatedImages.Prepare(geometry);
+        foreach (ulong seed in Seeds.Between(1, 3))
+        {
+            SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
+            DiskModel model = new(prepared.Guest);
+            long shared = 0;
+            for (ulong session = 0; session < 3; session++)
+            {
+                JournalOptions journal = new() { RingBytes = JournalOptions.MinBytes, NewId = () => new UInt128(seed, session + 1) };
+                using CowImage image = SharingImages.Open(disk, prepared, weakHash: seed % 2 == 0, journal: journal);
+                Run(image, model, geometry, seed + (session * 100), 120, SimulatedImages.ClusterSize(prepared));
+                model.CheckLive(image);
+                image.Close();
+                shared += image.Statistics.Dedup!.Shared;
+                AssertClean(disk, $"{geometry} seed {seed} session {session}");
+                Qcow2Header header = Qcow2HeaderReader.Read(disk.Open("image"));
+                Assert.False(header.HasJournal);
+                Assert.Equal(AutoclearFeatures.DedupIndex, header.AutoclearFeatures);
+            }
+
+            Assert.True(shared > 3, $"{geometry} seed {seed}: {shared} blocks shared");
+            SimulatedImages.JudgeByQemu(disk, prepared, model.Current.AsSpan(0, geometry.Size), $"{geometry} seed {seed}");
+            if (content != InitialContent.Backing) // the name of that lies outside the simulation
+                Assert.True(new ImageDeduplicator(disk).ReadStatus("image", "qcow2").IsBound);
+        }
+    }
+
     /// <summary>A session with a journal, which goes without deduplication, overwrites what is shared: counts fall to one late.</summary>
     [Fact]
     public void A_journal_leaves_no_flag_missing_in_a_deduplicated_image()

@@ -10,6 +10,11 @@ namespace QcowFs.Simulation.Tests;
 internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = false)
 {
     private readonly PreparedImage _prepared = SimulatedImages.Prepare(geometry);
+    private ulong _ids;
+    private long _acknowledged;
+
+    /// <summary>Bytes of the journal's ring, or 0: no journal.</summary>
+    public int RingBytes { get; init; }
 
     private int Block => SimulatedImages.ClusterSize(_prepared);
 
@@ -37,10 +42,14 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
 
     private void Session(SimulatedDisk disk, DiskModel model, int steps, ulong operations, bool crashes)
     {
-        using (CowImage image = SharingImages.Open(disk, _prepared, weakHash))
+        using (CowImage image = Open(disk))
         {
             foreach (SharingOperation operation in SharingOperation.Random(operations, steps, geometry.Size, Block))
+            {
                 operation.Run(image, model);
+                _acknowledged = model.Mark;
+            }
+
             if (!crashes)
                 model.CheckLive(image);
             image.Close();
@@ -56,6 +65,7 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
     {
         SimulatedDisk disk = start.Crash(CrashChoice.Everything);
         DiskModel model = before.Clone();
+        _acknowledged = model.Mark;
         disk.CrashAt(instant);
         try
         {
@@ -66,6 +76,7 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
             // The crash that was asked for.
         }
 
+        long acknowledged = _acknowledged;
         int number = 0;
         foreach ((CrashChoice choice, SimulatedDisk survivor) in disk.EnumerateCrashes(choices, seed))
         {
@@ -76,12 +87,19 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
             if (number++ % 6 == 3)
                 WorkAndCrash(survivor.Kill(), model.Clone(), where);
         }
+
+        if (RingBytes == 0)
+            return;
+        DiskModel kept = model.Clone();
+        kept.Sync(acknowledged); // J11
+        Judge(disk.Kill(), kept, $"{this} instant {instant} kill");
+        WorkAndClose(disk.Kill(), kept, $"{this} instant {instant} kill");
     }
 
     /// <summary>Goes on after a crash, the same writes first, and closes: nothing is leaked and no flag is missing.</summary>
     private void WorkAndClose(SimulatedDisk disk, DiskModel model, string where)
     {
-        using (CowImage image = SharingImages.Open(disk, _prepared, weakHash))
+        using (CowImage image = Open(disk))
         {
             model.Adopt(image);
             foreach (SharingOperation operation in SharingOperation.Random(seed + 500, 6, geometry.Size, Block))
@@ -103,7 +121,7 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
         disk.CrashAt(disk.Clock + 14);
         try
         {
-            using CowImage image = SharingImages.Open(disk, _prepared, weakHash);
+            using CowImage image = Open(disk);
             model.Adopt(image);
             foreach (SharingOperation operation in SharingOperation.Random(seed + 500, 10, geometry.Size, Block))
                 operation.Run(image, model);
@@ -121,7 +139,7 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
     private void Judge(SimulatedDisk disk, DiskModel model, string where)
     {
         CrashRun.Judge(disk, model, _prepared, where, harmlessAllowed: true);
-        string? broken = SharingImages.FindBrokenSharing(disk.Content("image"));
+        string? broken = SharingImages.FindBrokenSharing(disk, _prepared);
         Assert.True(broken is null, $"{where}: {broken}");
     }
 
@@ -132,5 +150,8 @@ internal sealed class SharingRun(Geometry geometry, ulong seed, bool weakHash = 
         Assert.True(report.ExitCode == 0, $"{where}: {report.Leaks} leaks, {string.Join("; ", report.Findings.Select(f => f.Message))}");
     }
 
-    public override string ToString() => $"{geometry} seed {seed}{(weakHash ? " weak hash" : "")}";
+    private CowImage Open(SimulatedDisk disk) => SharingImages.Open(
+        disk, _prepared, weakHash, journal: RingBytes == 0 ? null : new JournalOptions { RingBytes = RingBytes, NewId = () => new UInt128(seed, ++_ids) });
+
+    public override string ToString() => $"{geometry} seed {seed}{(weakHash ? " weak hash" : "")}{(RingBytes > 0 ? " journal" : "")}";
 }

@@ -38,6 +38,48 @@ public sealed class JournalMutationTests(ITestOutputHelper output)
             "",
             nameof(Probes.JournalReuse)),
         new Mutation(
+            "J4 the target of a hit is not listed",
+            "Qcow2/Qcow2BlockMap.Sharing.cs",
+            "_state.Guard?.NoteFresh(host, _clusterMask + 1);",
+            "",
+            nameof(Probes.JournalHit)),
+        new Mutation(
+            "J7 counts fall when the record of the removal is written, not when it is durable",
+            Commit,
+            "        if (syncs)\n            Sync(epoch);",
+            """
+                    lock (_cache.Gate)
+                        _state.AddPending(epoch.Frozen.Removals, 0);
+                    _reclaim.AfterSync(_confirmed);
+                    if (syncs)
+                        Sync(epoch);
+            """,
+            nameof(Probes.JournalEarlyCount)),
+        new Mutation(
+            "W3 checksums are taken while writers are on their way",
+            Commit,
+            "_state.Epoch.Synchronize(); // W3",
+            "",
+            nameof(Probes.JournalWriterUnderWay)),
+        new Mutation(
+            "W3 data that is not listed is synced while writers are on their way",
+            Commit,
+            "_state.Epoch.Synchronize(); // W3",
+            "if (!noted.IsLarge)\n            _state.Epoch.Synchronize();",
+            nameof(Probes.JournalLargeWriterUnderWay)),
+        new Mutation(
+            "J11 an ordered commit leaves older intents where a kill replays them",
+            Commit,
+            "            CommitIntents(content with { Revokes = [] });",
+            "            content.GetHashCode();",
+            nameof(Probes.JournalKillInOrdered)),
+        new Mutation(
+            "A6 space is handed out while zeros are being written to it",
+            "Qcow2/Journal/SpaceAhead.cs",
+            "            WriteZeros(run.First",
+            "            _allocator.AddReady(run);\n            WriteZeros(run.First",
+            nameof(Probes.JournalSpaceAhead)),
+        new Mutation(
             "J3 a commit does not confirm the one before",
             Commit,
             "JournalRecordKind.Commit, _synced,",

@@ -43,9 +43,9 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I3 a block is free before it is punched",
             Commit,
-            "        List<ClusterRun> unused = FindLastReferences(page, first, end);\n        if (removal.Kind == RemovalKind.Data)\n            state.Shared.TellFreed(unused, _clusterBits);\n        unused = unused.ConvertAll(Punch);\n",
+            "        List<ClusterRun> unused = _references.FindLast(page, first, end);\n        if (removal.Kind == RemovalKind.Data)\n            state.Shared.TellFreed(unused, _clusterBits);\n        unused = unused.ConvertAll(Punch);\n",
             """
-                    List<ClusterRun> unused = FindLastReferences(page, first, end);
+                    List<ClusterRun> unused = _references.FindLast(page, first, end);
                     lock (_cache.Gate)
                     {
                         foreach (ClusterRun run in unused)
@@ -193,7 +193,7 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.Invariants)),
         new Mutation(
             "I3 a shared block is punched",
-            Commit,
+            "Qcow2/ReferenceRelease.cs",
             "if (count != 1)\n                    continue;",
             "if (count is 0 or > 2)\n                    continue;",
             nameof(Probes.Invariants)),
@@ -251,7 +251,7 @@ public sealed class MutationTests(ITestOutputHelper output)
             nameof(Probes.FullHostOfCompressing)),
         new Mutation(
             "K3 a cluster that is being given up takes another stream",
-            Commit,
+            "Qcow2/ReferenceRelease.cs",
             "state.CompressedSpace?.Leave(cluster);",
             "",
             nameof(Probes.GivenUpCluster)),

@@ -246,6 +246,18 @@ public static class Probes
 
     public static void JournalOverwrite() => new JournalModel(new Geometry("cluster_size=512", 1024), "").Crash("asa");
 
+    public static void JournalHit() => new JournalModel(new Geometry("cluster_size=512", 1024), "", shares: true).Crash("xsyYs");
+
+    public static void JournalEarlyCount() => new JournalProtocolTests().Counts_do_not_fall_before_their_record_is_durable();
+
+    public static void JournalWriterUnderWay() => new JournalProtocolTests().A_commit_waits_for_a_writer_under_way();
+
+    public static void JournalLargeWriterUnderWay() => new JournalProtocolTests().A_large_commit_waits_for_a_writer_under_way();
+
+    public static void JournalKillInOrdered() => new JournalProtocolTests().A_kill_in_a_commit_too_large_for_a_record_replays_nothing_over_it();
+
+    public static void JournalSpaceAhead() => new JournalAheadTests().Space_is_handed_out_when_its_zeros_are_written();
+
     public static void JournalOverwriteConfirmed() => new JournalModel(new Geometry("cluster_size=512", 1024), "").Crash("asas");
 
     public static void JournalNewBlock() => new JournalModel(new Geometry("cluster_size=1024", 2048, InitialContent.Backing), "").Crash("as");

@@ -8,7 +8,7 @@
 //     epoch comes before a commit's record: the ring's lock is held from the freeze until the record is written.
 //
 // What a record cannot hold, or may not (a relocated refcount table: the header is never logged), goes the ordered way of
-// Qcow2Commit after everything before it was checkpointed.
+// Qcow2Commit after everything before it, the epoch's intents included, was committed and checkpointed.
 //
 // Locks: the ring's, then the gate, then the guard's. The ring's is held across I/O but not across a commit's one sync, and taken by
 // nobody inside the reader epoch.
@@ -27,6 +27,7 @@ internal sealed class JournalCommit
     private readonly JournalCheckpoint _checkpoint;
     private readonly JournalReclaim _reclaim;
     private readonly WriteGuard _guard;
+    private readonly SpaceAhead? _ahead;
     private readonly Lock _ringLock = new();
 
     // Guarded by the ring's lock. What was gathered stays until a record that holds it was written.
@@ -41,7 +42,8 @@ internal sealed class JournalCommit
     /// <param name="ordered">Commits without the journal.</param>
     /// <param name="ring">The journal, empty.</param>
     /// <param name="guard">Notes what records must list.</param>
-    public JournalCommit(Qcow2State state, JournaledFile file, Qcow2Commit ordered, JournalRing ring, WriteGuard guard)
+    /// <param name="ahead">Is told of commits; may be null.</param>
+    public JournalCommit(Qcow2State state, JournaledFile file, Qcow2Commit ordered, JournalRing ring, WriteGuard guard, SpaceAhead? ahead)
     {
         _state = state;
         _cache = state.Cache;
@@ -49,6 +51,7 @@ internal sealed class JournalCommit
         _ordered = ordered;
         _ring = ring;
         _guard = guard;
+        _ahead = ahead;
         _checkpoint = new JournalCheckpoint(file, ring);
         _reclaim = new JournalReclaim(state, file);
         _behind = ring.Head;
@@ -91,6 +94,7 @@ internal sealed class JournalCommit
             Sync(epoch);
         else
             Undo(epoch);
+        _ahead?.AfterCommit();
         return epoch.HasMetadata;
     }
 
@@ -170,14 +174,11 @@ internal sealed class JournalCommit
             return (dataDirty && !_state.HasExternalData) || epoch.Frozen.FileDirty || _reclaim.NeedsSync;
         }
 
-        if (epoch.Noted.IsLarge)
-            _file.Sync(); // J8
-        JournalContent content = new(
-            JournalRecordKind.Commit, _synced, epoch.Noted.IsLarge, epoch.Revokes, ChecksumsOf(epoch.Noted.Ranges));
+        JournalContent content = new(JournalRecordKind.Commit, _synced, epoch.Noted.IsLarge, epoch.Revokes, ChecksOf(epoch.Noted));
         int blocks = JournalRing.BlocksFor(content, _redo);
         if (_ordered.IsRelocated || blocks > JournalLayout.BlocksFor(_ring.MaxRecordBytes))
         {
-            WriteOrdered(epoch, dataDirty);
+            WriteOrdered(epoch, dataDirty, content);
             return true;
         }
 
@@ -189,11 +190,19 @@ internal sealed class JournalCommit
         return true;
     }
 
-    private JournalCheck[] ChecksumsOf(JournalRange[] ranges)
+    /// <summary>What the record lists. Where that is too much the data is synced instead.</summary>
+    private JournalCheck[] ChecksOf(NotedRanges noted)
     {
-        if (ranges.Length == 0)
+        JournalRange[] ranges = noted.Ranges;
+        if (ranges.Length == 0 && !noted.IsLarge)
             return [];
         _state.Epoch.Synchronize(); // W3
+        if (noted.IsLarge)
+        {
+            _file.Sync(); // J8
+            return [];
+        }
+
         JournalCheck[] checks = new JournalCheck[ranges.Length];
         for (int i = 0; i < ranges.Length; i++)
         {
@@ -204,20 +213,32 @@ internal sealed class JournalCommit
         return checks;
     }
 
-    /// <summary>Commits an epoch without a record: everything before it goes to its place, then the stages of the ordered commit, then
-    /// the tail moves past the intents of the epoch, which are in their place as well.</summary>
-    private void WriteOrdered(Epoch epoch, bool dataDirty)
+    /// <summary>Commits an epoch without a record: everything before it goes to its place, then the stages of the ordered commit. The
+    /// epoch's intents are committed and go to their place first: after a kill, words that they logged would be laid over what the stages
+    /// wrote there later.</summary>
+    private void WriteOrdered(Epoch epoch, bool dataDirty, in JournalContent content)
     {
+        if (_ring.Head != _behind)
+            CommitIntents(content with { Revokes = [] });
         _confirmed = _checkpoint.Force(_synced, _behind, _confirmed);
         _ordered.WriteStages(epoch.Frozen, dataDirty);
-        JournalPosition head = _ring.Head;
-        _ring.WriteTail(head, head.Sequence - 1, 0);
-        _file.Sync();
-        _ring.Release(head);
-        epoch.Sequence = head.Sequence - 1;
-        epoch.Behind = head;
+        epoch.Sequence = _synced;
+        epoch.Behind = _behind;
         epoch.IsInPlace = true;
         Logged(epoch.Revokes.Count);
+    }
+
+    private void CommitIntents(in JournalContent content)
+    {
+        JournalPosition first = _behind;
+        RedoBuffer none = new();
+        if (JournalRing.BlocksFor(content, none) > _ring.FreeBlocks)
+            _confirmed = _checkpoint.Force(_synced, _behind, _confirmed);
+        ulong sequence = _ring.Append(content, none);
+        _ring.Close();
+        _file.Sync();
+        _ring.ReadRedo(first, _file.Put);
+        (_confirmed, _synced, _behind) = (_synced, sequence, _ring.Head);
     }
 
     private void Sync(Epoch epoch)

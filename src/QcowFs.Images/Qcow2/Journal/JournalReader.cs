@@ -19,12 +19,16 @@ internal sealed class JournalReader
     internal const string Structure = "journal";
     internal const string LostAdvice = "data can be lost: copy the file before anything else, then restore it from a backup";
 
-    private const int ScanChunk = 1 << 20;
+    // The ring is read in windows of so many bytes.
+    private const int WindowBytes = 1 << 20;
 
     private readonly IStorage _file;
     private readonly JournalArea _area;
     private readonly int _clusterSize;
-    private byte[] _record = new byte[JournalLayout.BlockSize];
+    private byte[] _window = [];
+    private long _windowStart;
+    private int _windowLength;
+    private byte[] _record = []; // one that does not fit the window, or goes round the ring's end
 
     private JournalReader(IStorage file, Qcow2Header header)
     {
@@ -47,15 +51,20 @@ internal sealed class JournalReader
     }
 
     /// <summary>Shows every record from the tail on. Faults: <see cref="ImageFormatException"/>.</summary>
-    public void Walk(JournalVisitor visit)
+    public void Walk(JournalVisitor visit) => Walk(Superblock.TailOffset, Superblock.TailSequence, visit);
+
+    /// <summary>Shows every record from one on that an earlier walk showed.</summary>
+    /// <param name="offset">Where it begins, from the ring's start on.</param>
+    /// <param name="sequence">Its sequence.</param>
+    /// <param name="visit">Sees the records.</param>
+    public void Walk(long offset, ulong sequence, JournalVisitor visit)
     {
-        long offset = Superblock.TailOffset;
-        long left = Superblock.RingBytes;
-        for (ulong sequence = Superblock.TailSequence; left > 0 && sequence <= JournalLayout.MaxSequence; sequence++)
+        long left = Superblock.RingBytes - ((offset - Superblock.TailOffset + Superblock.RingBytes) % Superblock.RingBytes);
+        for (; left > 0 && sequence <= JournalLayout.MaxSequence; sequence++)
         {
-            if (!TryRead(offset, sequence, left, out JournalRecordHeader header))
+            if (!TryRead(offset, sequence, left, out JournalRecordHeader header, out ReadOnlySpan<byte> bytes))
                 return;
-            JournalRecord record = new(header, _record.AsSpan(0, header.Length));
+            JournalRecord record = new(header, bytes);
             RequireSound(record, offset);
             if (!visit(record, offset))
                 return;
@@ -65,29 +74,24 @@ internal sealed class JournalReader
         }
     }
 
-    /// <summary>The highest commit that any record of this journal confirms, wherever in the ring it is: one behind the chain's end tells
-    /// that the chain was longer.</summary>
-    public ulong FindConfirmed()
+    /// <summary>The highest commit that any record of this journal confirms that is not in the chain: one behind the chain's end tells that
+    /// the chain was longer.</summary>
+    /// <param name="chainBytes">Bytes of the ring from the tail on that the chain takes.</param>
+    public ulong FindConfirmed(long chainBytes)
     {
         ulong confirmed = 0;
         long budget = 2 * Superblock.RingBytes; // of bytes to checksum, whatever the blocks say
-        byte[] chunk = new byte[(int)Math.Min(ScanChunk, Superblock.RingBytes)];
-        for (long start = 0; start < Superblock.RingBytes; start += chunk.Length)
+        for (long left = Superblock.RingBytes - chainBytes; left > 0 && budget > 0; left -= JournalLayout.BlockSize)
         {
-            int length = (int)Math.Min(chunk.Length, Superblock.RingBytes - start);
-            _file.Read(HostOffset(start), chunk.AsSpan(0, length));
-            for (int at = 0; at < length && budget > 0; at += JournalLayout.BlockSize)
-            {
-                ulong sequence = JournalRecordHeader.SequenceOf(chunk.AsSpan(at));
-                if (JournalRecordHeader.TryParse(
-                    chunk.AsSpan(at), Superblock.Id, sequence, JournalLayout.MaxRecordBytes(Superblock.RingBytes), out JournalRecordHeader header)
-                    && header.Confirmed > confirmed)
-                {
-                    budget -= header.Length;
-                    if (TryRead(start + at, sequence, Superblock.RingBytes, out header))
-                        confirmed = header.Confirmed;
-                }
-            }
+            long at = (Superblock.TailOffset + Superblock.RingBytes - left) % Superblock.RingBytes;
+            ReadOnlySpan<byte> head = View(at, JournalRecordHeader.Size);
+            ulong sequence = JournalRecordHeader.SequenceOf(head);
+            int most = JournalLayout.MaxRecordBytes(Superblock.RingBytes);
+            if (!JournalRecordHeader.TryParse(head, Superblock.Id, sequence, most, out JournalRecordHeader header) || header.Confirmed <= confirmed)
+                continue;
+            budget -= header.Length;
+            if (JournalRecordHeader.IsIntact(View(at, header.Length)))
+                confirmed = header.Confirmed;
         }
 
         return confirmed;
@@ -133,21 +137,40 @@ internal sealed class JournalReader
         }
     }
 
-    private bool TryRead(long offset, ulong sequence, long left, out JournalRecordHeader header)
+    private bool TryRead(long offset, ulong sequence, long left, out JournalRecordHeader header, out ReadOnlySpan<byte> record)
     {
-        Span<byte> head = stackalloc byte[JournalRecordHeader.Size];
-        _file.Read(HostOffset(offset), head);
+        record = default;
         int most = (int)Math.Min(JournalLayout.MaxRecordBytes(Superblock.RingBytes), left);
-        if (!JournalRecordHeader.TryParse(head, Superblock.Id, sequence, most, out header))
+        if (!JournalRecordHeader.TryParse(View(offset, JournalRecordHeader.Size), Superblock.Id, sequence, most, out header))
             return false;
-        if (_record.Length < header.Length)
-            _record = new byte[header.Length];
-        Span<byte> record = _record.AsSpan(0, header.Length);
-        int first = (int)Math.Min(record.Length, Superblock.RingBytes - offset);
-        _file.Read(HostOffset(offset), record[..first]);
-        if (first < record.Length)
-            _file.Read(HostOffset(0), record[first..]);
+        record = View(offset, header.Length);
         return JournalRecordHeader.IsIntact(record);
+    }
+
+    /// <summary>Bytes of the ring, which may go round its end; valid until the next call.</summary>
+    private ReadOnlySpan<byte> View(long offset, int length)
+    {
+        long end = Math.Min(Superblock.RingBytes, offset + WindowBytes);
+        if (offset + length > end)
+        {
+            if (_record.Length < length)
+                _record = new byte[length];
+            int first = (int)Math.Min(length, Superblock.RingBytes - offset);
+            _file.Read(HostOffset(offset), _record.AsSpan(0, first));
+            _file.Read(HostOffset(0), _record.AsSpan(first, length - first));
+            return _record.AsSpan(0, length);
+        }
+
+        if (offset < _windowStart || offset + length > _windowStart + _windowLength)
+        {
+            if (_window.Length == 0)
+                _window = new byte[(int)Math.Min(WindowBytes, Superblock.RingBytes)];
+            (_windowStart, _windowLength) = (offset, 0);
+            _file.Read(HostOffset(offset), _window.AsSpan(0, (int)(end - offset)));
+            _windowLength = (int)(end - offset);
+        }
+
+        return _window.AsSpan((int)(offset - _windowStart), length);
     }
 
     private void RequireSound(JournalRecord record, long offset)

@@ -15,6 +15,7 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
 {
     private readonly MetadataCache _cache = state.Cache;
     private readonly int _clusterBits = state.Header.ClusterBits;
+    private readonly ReferenceRelease _references = new(state);
     private readonly HashSet<long> _punched = [];
     private readonly HashSet<long> _zeroed = [];
     private readonly HashSet<long> _filled = [];
@@ -39,42 +40,47 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
     {
         _zeroed.UnionWith(_punched);
         _punched.Clear();
-        List<PendingRemoval> due;
+        bool compressed = false;
+        bool due = false;
         lock (_cache.Gate)
-            due = state.Pending.FindAll(pending => pending.Sequence <= confirmed && MayGo(pending.Removal));
-        if (due.Count == 0)
-            return;
-        state.Epoch.Synchronize(); // I6
-        if (due.Exists(pending => pending.Removal.Kind == RemovalKind.Compressed))
-            state.Compressed.Clear();
-        foreach (PendingRemoval pending in due)
         {
-            Removal? left = GiveUp(pending.Removal);
-            lock (_cache.Gate)
+            foreach (PendingRemoval pending in state.Pending)
             {
-                int at = state.Pending.IndexOf(pending);
-                if (left is null)
-                    state.Pending.RemoveAt(at);
-                else
-                    state.Pending[at] = pending with { Removal = left.Value };
+                due |= MayGo(pending, confirmed);
+                compressed |= MayGo(pending, confirmed) && pending.Removal.Kind == RemovalKind.Compressed;
             }
         }
+
+        if (!due)
+            return;
+        state.Epoch.Synchronize(); // I6
+        if (compressed)
+            state.Compressed.Clear();
+
+        // Nobody else changes the list; others look at it under the gate (LeakCollector).
+        for (int i = 0; i < state.Pending.Count; i++)
+        {
+            if (MayGo(state.Pending[i], confirmed))
+                GiveUp(i);
+        }
+
+        lock (_cache.Gate)
+            state.Pending.RemoveAll(pending => pending.Removal.Length == 0);
     }
 
     // While leaks are being counted, metadata blocks stay (LeakCollector, L3).
-    private bool MayGo(Removal removal) => removal.Kind != RemovalKind.Metadata || state.Refcounts.Touched is null;
+    private bool MayGo(in PendingRemoval pending, ulong confirmed) =>
+        pending.Sequence <= confirmed && (pending.Removal.Kind != RemovalKind.Metadata || state.Refcounts.Touched is null);
 
-    /// <summary>Does what can be done now, a page of counts at a time. Gives what is left, or null.</summary>
-    private Removal? GiveUp(Removal removal)
+    /// <summary>Does what can be done now with one of the list, a page of counts at a time. What is done leaves it, so that a failure keeps
+    /// the rest and nothing is lowered twice (I2).</summary>
+    private void GiveUp(int index)
     {
-        while (removal.Length > 0)
+        while (state.Pending[index].Removal is { Length: > 0 } removal && GiveUpOnPage(removal) is { } left)
         {
-            if (GiveUpOnPage(removal) is not { } left)
-                return removal;
-            removal = left;
+            lock (_cache.Gate)
+                state.Pending[index] = state.Pending[index] with { Removal = left };
         }
-
-        return null;
     }
 
     /// <summary>Gives up the first clusters of a removal, those on one page of counts. Null where some wait for a sync first.</summary>
@@ -85,24 +91,12 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
         long end = Math.Min((removal.Offset + removal.Length) >> _clusterBits, counts.PageEnd(first));
         using PinnedPages pins = new(_cache);
         MetadataPage page = pins.Add(counts.PageOffset(first));
-        List<ClusterRun> last = FindLastReferences(page, first, end);
-        if (removal.Kind == RemovalKind.Data)
-            state.Shared.TellFreed(last, _clusterBits);
-        if (Punch(last))
+        List<ClusterRun> last = _references.FindLast(page, first, end);
+        if (Punch(last, removal.Kind))
             return null;
         lock (_cache.Gate)
         {
-            _cache.BeginChange(page, CommitStage.Counts);
-            for (long cluster = first; cluster < end; cluster++)
-            {
-                ulong count = counts.Get(page, cluster);
-                if (count > 0)
-                    counts.Set(page, cluster, count - 1);
-                if (count == 2 && removal.Kind == RemovalKind.Data)
-                    state.Shared.NoteLastReference();
-            }
-
-            page.EndChange();
+            _references.Lower(page, first, end, removal.Kind);
             foreach (ClusterRun run in last)
                 Free(run, removal.Kind);
         }
@@ -111,32 +105,8 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
         return removal with { Offset = removal.Offset + done, Length = removal.Length - done };
     }
 
-    /// <summary>The clusters whose count is one.</summary>
-    private List<ClusterRun> FindLastReferences(MetadataPage page, long first, long end)
-    {
-        List<ClusterRun> found = [];
-        lock (_cache.Gate)
-        {
-            for (long cluster = first; cluster < end; cluster++)
-            {
-                ulong count = state.Refcounts.Get(page, cluster);
-                if (count == 0)
-                    state.Latch.Fail($"{state.File.Name}: host cluster {cluster} was in use with a reference count of zero");
-                if (count != 1)
-                    continue;
-                state.CompressedSpace?.Leave(cluster);
-                if (found.Count > 0 && found[^1].End == cluster)
-                    found[^1] = found[^1] with { Count = found[^1].Count + 1 };
-                else
-                    found.Add(new ClusterRun(cluster, 1, ReadsAsZero: true));
-            }
-        }
-
-        return found;
-    }
-
     /// <summary>Punches the clusters that are not known to be zero. Whether there were any, or some wait for their sync.</summary>
-    private bool Punch(List<ClusterRun> runs)
+    private bool Punch(List<ClusterRun> runs, RemovalKind kind)
     {
         bool waits = false;
         foreach (ClusterRun run in runs)
@@ -150,7 +120,7 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
                     from = cluster;
                 if (wanted || from < 0)
                     continue;
-                PunchRun(from, cluster - from);
+                PunchRun(from, cluster - from, kind);
                 from = -1;
             }
         }
@@ -158,8 +128,10 @@ internal sealed class JournalReclaim(Qcow2State state, JournaledFile file)
         return waits;
     }
 
-    private void PunchRun(long first, long count)
+    private void PunchRun(long first, long count, RemovalKind kind)
     {
+        if (kind == RemovalKind.Data)
+            state.Shared.TellFreed([new ClusterRun(first, count, ReadsAsZero: false)], _clusterBits);
         for (long cluster = first; cluster < first + count; cluster++)
         {
             // What was logged must not be written home over the hole, nor by a replay over what comes there next (J9).

@@ -44,6 +44,7 @@ internal sealed class JournalReplay
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
     private readonly List<JournalEntry> _entries = [];
+    private long _chainBytes;
 
     private JournalReplay(Qcow2Header header, IStorage file)
     {
@@ -181,6 +182,7 @@ internal sealed class JournalReplay
         _reader.Walk((record, offset) =>
         {
             _entries.Add(new JournalEntry(record.Header, _reader.HostOffset(offset), JournalVerdict.Replayed));
+            _chainBytes += (long)JournalLayout.BlocksFor(record.Header.Length) * JournalLayout.BlockSize;
             return true;
         });
     }
@@ -189,7 +191,9 @@ internal sealed class JournalReplay
     {
         ulong first = Superblock.TailSequence;
         ulong end = first + (ulong)_entries.Count - 1;
-        ulong confirmed = Math.Max(Math.Max(Superblock.Confirmed, Superblock.Adopted), _reader.FindConfirmed());
+        ulong confirmed = Math.Max(Math.Max(Superblock.Confirmed, Superblock.Adopted), _reader.FindConfirmed(_chainBytes));
+        foreach (JournalEntry entry in _entries)
+            confirmed = Math.Max(confirmed, entry.Header.Confirmed);
 
         // Y2.
         if (end < confirmed)
@@ -210,11 +214,11 @@ internal sealed class JournalReplay
             Last = AfterKill ? end : matching;
         }
 
+        bool afterCommit = _entries.Exists(e => e.Header.Sequence > Last && e.Header.Kind == JournalRecordKind.Commit);
         for (int i = 0; i < _entries.Count; i++)
         {
             if (_entries[i].Header.Sequence <= Last)
                 continue;
-            bool afterCommit = _entries.Exists(e => e.Header.Sequence > Last && e.Header.Kind == JournalRecordKind.Commit);
             _entries[i] = _entries[i] with { Verdict = afterCommit ? JournalVerdict.NotAcknowledged : JournalVerdict.Unsynced };
         }
 
@@ -229,10 +233,13 @@ internal sealed class JournalReplay
     private ulong LastMatching(ulong confirmed)
     {
         ulong last = confirmed;
+        int first = _entries.FindIndex(entry => entry.Header.Sequence > confirmed && entry.Header.Kind == JournalRecordKind.Commit);
+        if (first < 0)
+            return last;
         byte[] piece = new byte[CheckPiece];
-        _reader.Walk((record, _) =>
+        _reader.Walk(_entries[first].HostOffset - Area.RingOffset, _entries[first].Header.Sequence, (record, _) =>
         {
-            if (record.Header.Kind != JournalRecordKind.Commit || record.Header.Sequence <= confirmed)
+            if (record.Header.Kind != JournalRecordKind.Commit)
                 return true;
             for (int i = 0; i < record.Header.Checks; i++)
             {

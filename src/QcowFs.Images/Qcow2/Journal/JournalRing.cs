@@ -22,6 +22,9 @@ internal readonly record struct JournalPosition(ulong Sequence, long Block);
 internal readonly record struct JournalContent(
     JournalRecordKind Kind, ulong Confirmed, bool DataIsDurable, IReadOnlyList<JournalRange> Revokes, IReadOnlyList<JournalCheck> Checks);
 
+/// <summary>Sees bytes of the file that a record gives new values.</summary>
+internal delegate void RedoVisitor(long offset, ReadOnlySpan<byte> bytes);
+
 /// <summary>The ring of a journal in use. Not thread-safe.</summary>
 internal sealed class JournalRing
 {
@@ -133,6 +136,27 @@ internal sealed class JournalRing
     /// <summary>Gives the space before a tail free, whose superblock is durable.</summary>
     public void Release(JournalPosition tail) => _tail = tail;
 
+    /// <summary>Shows the redo of all records from a place on, as they were written.</summary>
+    public void ReadRedo(JournalPosition from, RedoVisitor visit)
+    {
+        byte[] record = new byte[JournalLayout.BlockSize];
+        while (from != Head)
+        {
+            ReadRound(record.AsSpan(0, JournalLayout.BlockSize), from.Block);
+            bool isRecord = JournalRecordHeader.TryParse(record, _superblock.Id, from.Sequence, MaxRecordBytes, out JournalRecordHeader header);
+            Invariant.Require(isRecord, "a record of this session is where it was written");
+            int blocks = JournalLayout.BlocksFor(header.Length);
+            if (record.Length < blocks * JournalLayout.BlockSize)
+                record = new byte[blocks * JournalLayout.BlockSize];
+            ReadRound(record.AsSpan(0, blocks * JournalLayout.BlockSize), from.Block);
+            JournalRecord whole = new(header, record.AsSpan(0, header.Length));
+            int cursor = 0;
+            while (whole.TryNextRedo(ref cursor, out long offset, out ReadOnlySpan<byte> bytes))
+                visit(offset, bytes);
+            from = new JournalPosition(from.Sequence + 1, from.Block + blocks);
+        }
+    }
+
     private static long SizeOf(in JournalContent content, int redoBytes) =>
         JournalRecordHeader.Size + ((long)content.Revokes.Count * JournalRecordHeader.RevokeSize) + redoBytes
         + ((long)content.Checks.Count * JournalRecordHeader.CheckSize);
@@ -172,6 +196,14 @@ internal sealed class JournalRing
         header.Seal(record);
         WriteRound(record, block);
         _open = content.Kind == JournalRecordKind.Intent && size == JournalLayout.BlockSize ? header : null;
+    }
+
+    private void ReadRound(Span<byte> blocks, long block)
+    {
+        long offset = block % _blocks * JournalLayout.BlockSize;
+        int first = (int)Math.Min(blocks.Length, _area.RingBytes - offset);
+        _file.Read(_area.RingOffset + offset, blocks[..first]);
+        _file.Read(_area.RingOffset, blocks[first..]);
     }
 
     private void WriteRound(ReadOnlySpan<byte> record, long block)

@@ -5,7 +5,7 @@ using QcowFs.Storage;
 namespace QcowFs.Images.Qcow2.Journal;
 
 /// <summary>The journal of one image that is open for writing. The commit lock of the block map guards all but the guard.</summary>
-internal sealed class JournalSession
+internal sealed class JournalSession : IDisposable
 {
     public const string Structure = "journal";
 
@@ -16,10 +16,18 @@ internal sealed class JournalSession
     private readonly JournalOptions _options;
     private readonly Action<string>? _log;
     private readonly WriteGuard _guard;
+    private readonly SpaceAhead? _ahead;
     private JournalArea _area;
     private volatile JournalCommit? _commit;
 
-    public JournalSession(Qcow2State state, Qcow2Space space, Qcow2Commit ordered, JournalOptions options, Action<string>? log)
+    /// <param name="state">The image.</param>
+    /// <param name="space">Supplies the journal's place.</param>
+    /// <param name="ordered">Commits without the journal.</param>
+    /// <param name="options">How the journal is to be.</param>
+    /// <param name="inBackground">Whether there may be threads.</param>
+    /// <param name="log">Told what a person may want to know.</param>
+    public JournalSession(
+        Qcow2State state, Qcow2Space space, Qcow2Commit ordered, JournalOptions options, bool inBackground, Action<string>? log)
     {
         _state = state;
         _file = (JournaledFile)state.File;
@@ -32,6 +40,7 @@ internal sealed class JournalSession
             ListsData = !state.HasExternalData,
         };
         state.Guard = _guard;
+        _ahead = options.WritesAhead && !state.HasExternalData ? new SpaceAhead(state, inBackground) : null;
     }
 
     /// <summary>What the engine asks before it writes.</summary>
@@ -57,7 +66,7 @@ internal sealed class JournalSession
         }
 
         JournalHeader.Make(_file.Inner, _area);
-        JournalCommit commit = new(_state, _file, _ordered, ring, _guard);
+        JournalCommit commit = new(_state, _file, _ordered, ring, _guard, _ahead);
         lock (_state.Cache.Gate)
         {
             _state.Cache.StartLogging(JournalCommit.DirtyLimit(ring.MaxRecordBytes, _state.Cache.PageSize));
@@ -73,6 +82,7 @@ internal sealed class JournalSession
     {
         if (_commit is not { } commit)
             return;
+        _ahead?.End();
         commit.Settle();
         JournalHeader.Remove(_file.Inner);
         _guard.Active = false;
@@ -85,6 +95,8 @@ internal sealed class JournalSession
 
         GiveUpArea();
     }
+
+    public void Dispose() => _ahead?.Dispose();
 
     private JournalRing MakeRing()
     {

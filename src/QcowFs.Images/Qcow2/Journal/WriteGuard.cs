@@ -4,8 +4,8 @@
 //     that is noted in the same step under the gate in which it takes the mappings.
 // W2. A range that a record lists does not change from the freeze of that record on until something other than the record says that its
 //     sync returned. Who wants to change it commits first.
-// W3. The freeze is followed by a wait for everyone inside the epoch: whoever passed the guard before has written by then, and only
-//     then are checksums taken.
+// W3. The freeze is followed by a wait for everyone inside the epoch: whoever noted a range or passed the guard before has written by
+//     then, and only then are checksums taken, or is the data synced that is not listed (J8).
 //
 // What was zero on stable storage before, and is not written before its mapping is published, is not noted: should the record count
 // without a later write to such space, the guest reads the zeros that it read before.
