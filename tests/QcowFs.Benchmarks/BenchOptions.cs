@@ -10,13 +10,16 @@ internal sealed record BenchOptions
 {
     /// <summary>Everybody that can be compared.</summary>
     public static IReadOnlyList<string> AllContenders { get; } =
-        ["bare", "null", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full", "null-pass", "raw-pass"];
+        [
+            "bare", "null", "null-uring", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full",
+            "null-pass", "raw-pass",
+        ];
 
     public const string Usage = """
         QcowFs.Benchmarks bench [options]         fio side by side: QcowFs, its peers, a null FUSE server
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare (the plain file), null, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
+          --contenders LIST    of bare (the plain file), null, null-uring, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
                                qemu-vhdx, and QcowFs over vhdx, raw, add-cow, add-cow-full (all in its image file);
                                null-pass and raw-pass: null and raw by FUSE passthrough;
                                default: all that are installed here

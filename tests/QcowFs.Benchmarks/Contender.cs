@@ -98,8 +98,9 @@ internal abstract record Contender(string Name)
         .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
         {
             "bare" => new BareFile(),
-            "null" => new NullServerContender(),
-            "null-pass" => new NullServerContender(Passthrough: true),
+            "null" => new NullServerContender(name, []),
+            "null-uring" => new NullServerContender(name, ["--io-uring"]),
+            "null-pass" => new NullServerContender(name, ["--passthrough"]),
             "raw-pass" => new QcowFsPassthrough(options.QcowFs!),
             "qemu" => new QemuExport(name, "qcow2"),
             "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),
@@ -123,6 +124,7 @@ internal abstract record Contender(string Name)
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
         "null" or "null-pass" => Environment.IsPrivilegedProcess,
+        "null-uring" => Environment.IsPrivilegedProcess && Machine.HasFuseOverIoUring,
         "raw-pass" => Environment.IsPrivilegedProcess && options.QcowFs is not null,
         "qemu-new" => options.NewerQemu is not null,
         "qcowmount" or "nbdfuse" => Command.Exists(name),
@@ -152,10 +154,10 @@ internal sealed record BareFile() : Contender("bare")
 }
 
 /// <summary>This program's null server over a plain file; or one that only tells the kernel which file to serve.</summary>
-internal sealed record NullServerContender(bool Passthrough = false) : Contender(Passthrough ? "null-pass" : "null")
+internal sealed record NullServerContender(string Name, string[] Options) : Contender(Name)
 {
     public override string Extension => "raw";
 
     public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
-        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Passthrough ? (string[])["--passthrough"] : [], mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Options, mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
 }

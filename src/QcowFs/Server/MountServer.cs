@@ -141,8 +141,10 @@ internal sealed class MountServer : IDisposable
             NoExec = _settings.NoExec,
             NoAccessTime = _settings.NoAccessTime,
         });
-        using FuseSession session = new(_fileSystem, _mount.TakeDevice(), new FuseSessionOptions
+        FuseSessionOptions defaults = new();
+        using FuseSession session = new(_fileSystem, _mount.TakeDevice(), defaults with
         {
+            MaxPayload = IsResident ? ResidentMemory.MaxPayload : defaults.MaxPayload,
             Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
             ResidentMemory = IsResident,
             Transport = _settings.TransportChoice,

@@ -27,7 +27,9 @@ internal sealed class ServedMount : IDisposable
 
     private const string Base = "/mnt";
     private const string AsUser = "setpriv --reuid=65534 --regid=65534 --clear-groups ";
-    private static readonly TimeSpan HangLimit = TimeSpan.FromSeconds(60);
+
+    /// <summary>Only a hang takes this long, on the slowest machine too.</summary>
+    public static readonly TimeSpan HangLimit = TimeSpan.FromMinutes(4);
 
     private readonly Process _process;
     private readonly bool _asUser;

@@ -20,6 +20,7 @@ public sealed class IoUringSwitch : IDisposable
     {
         if (!File.Exists(Parameter) || Environment.UserName != "root") return;
         _parameter = Lock();
+        if (_parameter is null) return;
         _before = (byte)_parameter.ReadByte();
         Set((byte)'Y');
     }
@@ -35,17 +36,23 @@ public sealed class IoUringSwitch : IDisposable
         _parameter.Dispose();
     }
 
-    private static FileStream Lock()
+    /// <summary>Null where the file cannot be written, as in a container with a read-only /sys.</summary>
+    private static FileStream? Lock()
     {
+        const int isLocked = 11; // EWOULDBLOCK
         while (true)
         {
             try
             {
                 return new FileStream(Parameter, FileMode.Open, FileAccess.ReadWrite, FileShare.None, bufferSize: 0);
             }
-            catch (IOException)
+            catch (IOException fault) when (fault.HResult == isLocked)
             {
                 Thread.Sleep(50); // somebody else's tests
+            }
+            catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+            {
+                return null;
             }
         }
     }
