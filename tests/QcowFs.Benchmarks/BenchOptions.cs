@@ -10,7 +10,10 @@ internal sealed record BenchOptions
 {
     /// <summary>Everybody that can be compared.</summary>
     public static IReadOnlyList<string> AllContenders { get; } =
-        ["bare", "null", "null-uring", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full"];
+        [
+            "bare", "null", "null-uring", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full",
+            "null-pass", "raw-pass",
+        ];
 
     public const string Usage = """
         QcowFs.Benchmarks bench [options]         fio side by side: QcowFs, its peers, a null FUSE server
@@ -18,6 +21,7 @@ internal sealed record BenchOptions
           --mount-options LIST handed to `qcowfs mount -o`
           --contenders LIST    of bare (the plain file), null, null-uring, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
                                qemu-vhdx, and QcowFs over vhdx, raw, add-cow, add-cow-full (all in its image file);
+                               null-pass and raw-pass: null and raw by FUSE passthrough;
                                default: all that are installed here
           --qemu PATH          another qemu-storage-daemon, which competes as qemu-new
           --rows LIST          rows whose name contains one of the words
@@ -34,7 +38,7 @@ internal sealed record BenchOptions
           cost over virtual size, snapshots and layers, as a table
         QcowFs.Benchmarks micro [WORD...]
           micro-benchmarks whose name contains one of the words
-        QcowFs.Benchmarks null-server [--threads N | --io-uring] MOUNTPOINT FILE
+        QcowFs.Benchmarks null-server [--threads N | --io-uring | --passthrough] MOUNTPOINT FILE
           covers the regular file MOUNTPOINT with FILE until unmounted; needs root
         """;
 

@@ -67,6 +67,7 @@ internal sealed class MountServer : IDisposable
                 Dedup = open.Dedup is null ? null : open.Dedup with { IsOptional = true },
                 Journal = open.Journal is null ? null : open.Journal with { IsOptional = true },
             },
+            Growable = settings.MayGrow,
             ShowsPartitions = settings.Tree.ShowsPartitions,
             Log = _log.Write,
             Describe = ErrorLine.For,
@@ -93,6 +94,7 @@ internal sealed class MountServer : IDisposable
             {
                 Name = Path.GetFileName(_settings.Source),
                 Writable = _settings.IsWritable,
+                Growable = _settings.MayGrow,
                 StaysOpen = true,
                 ShowsPartitions = _settings.Tree.ShowsPartitions,
                 Log = _log.Write,
