@@ -48,6 +48,10 @@ public interface IDiskImage : IStorage
         // Nobody could begin.
     }
 
+    /// <summary>Gives a disk that is its file another length at once, whoever uses it; not durable before a later sync. False where the
+    /// size is stated elsewhere.</summary>
+    bool TrySetFileLength(long length) => false;
+
     /// <summary>Gives the host file that data extents of a layer (<see cref="Extent.Depth"/>) lie in, where they do so directly. It stays
     /// owned by the image.</summary>
     bool TryGetDataFile(int depth, [NotNullWhen(true)] out FileStorage? file)

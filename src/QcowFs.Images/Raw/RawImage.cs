@@ -1,7 +1,7 @@
 // A raw image as a disk: every guest byte is the file's byte at the same offset. The disk's size is the file's length when it was
-// opened, whatever it is a multiple of, unless others were let write to it: then it is the file's length now.
+// opened, whatever it is a multiple of; it changes by TrySetFileLength, or where others were let write to the file, with the file.
 // I4. Sync returns after a sync of the file that began after every acknowledged write.
-// I7. Every change passes a LatchedStorage.
+// I7. Every change passes a LatchedStorage, but for a new length: what the host refuses of it leaves the disk as it was.
 using System.Diagnostics.CodeAnalysis;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Images.Engine;
@@ -81,6 +81,17 @@ internal sealed class RawImage : IDiskImage
     {
         if (length != Length)
             throw new StorageException(Errno.EPERM, "truncate", Name);
+    }
+
+    public bool TrySetFileLength(long length)
+    {
+        if (IsReadOnly)
+            return false;
+        if (Failure is not null)
+            throw new StorageException(Errno.EIO, "truncate after an earlier failure", Name);
+        _original.SetLength(length); // a length that the host cannot have is no failure of the image
+        Volatile.Write(ref _length, length);
+        return true;
     }
 
     public void Sync()
