@@ -22,7 +22,7 @@ _qcowfs() {
     local options=--help
     case $command in
         mount)
-            options="$options -w --writable --overlay --overlay= --journal --journal= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --passthrough --reflink-view --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
+            options="$options -w --writable --overlay --overlay= --journal --journal= --dedup --dedup-memory= --dedup-index-size= --dedup-hash= --stream --stream= --growable --passthrough --reflink-view --snapshot= -f --format -o --allow-references= --allow-other --uid --gid --mode --cache-size
                 --cache= --threads --transport= --direct-io= --no-partitions --log= --foreground --nonempty"
             ;;
         umount | sync)
@@ -40,7 +40,7 @@ _qcowfs() {
         resize) options="$options --shrink -f --format --allow-references=" ;;
         loop)
             options="$options -d --detach --sector-size= -w --writable --overlay --overlay= --snapshot= -f --format -o --allow-references= --allow-other
-                --uid --gid --mode --cache-size --cache= --threads --transport= --direct-io= --passthrough --reflink-view --log="
+                --uid --gid --mode --cache-size --cache= --threads --transport= --direct-io= --growable --passthrough --reflink-view --log="
             ;;
         config)
             options="$options --json --allow-references= --allow-other --uid --gid --mode --cache-size --cache= --threads --transport= --direct-io= --reflink-view --log="

@@ -145,7 +145,10 @@ public sealed class DiskFileSystem : IFuseFileSystem
             && (change.Gid ?? attributes.Gid) == attributes.Gid;
         if (!keepsAccess) return Errno.EPERM; // stated at mount time
         // Times are the host file's: setting them succeeds, so that `cp -p` and `touch` do, and changes nothing.
-        return change.Size is long size ? found.SetSize(change.Handle, size) : Errno.None;
+        if (change.Size is not long size) return Errno.None;
+        Errno errno = found.SetSize(change.Handle, size);
+        attributes = found.GetAttributes(change.Handle);
+        return errno;
     }
 
     /// <inheritdoc/>

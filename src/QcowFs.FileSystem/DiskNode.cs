@@ -1,9 +1,11 @@
 // The raw file of a disk, of a partition of it, or of a snapshot. Behaves as a block device does where a plain file would change its
 // size.
+using Microsoft.Win32.SafeHandles;
 using QcowFs.FileSystem.Partitions;
 using QcowFs.Fuse;
 using QcowFs.Images;
 using QcowFs.Native;
+using QcowFs.Storage;
 
 namespace QcowFs.FileSystem;
 
@@ -158,11 +160,12 @@ internal sealed class DiskNode : Node
         count = 0;
         if (!_isWritable) return Errno.EBADF;
         Asked = _image.Load;
-        int slot = _image.Enter(changes: true, _snapshot, out IDiskImage disk);
+        int slot = EnterToWrite(offset, source.Length, out IDiskImage disk);
         try
         {
             int length = (int)Clip(disk, offset, source.Length);
-            if (length == 0) return source.IsEmpty ? Errno.None : Errno.ENOSPC; // at the end, as a block device
+            // At the end, as a block device, or as a file that cannot be larger.
+            if (length == 0) return source.IsEmpty ? Errno.None : Grows ? Errno.EFBIG : Errno.ENOSPC;
             _image.MarkChanged();
             disk.Write(_start + offset, source[..length]);
             // With direct I/O the kernel sends no FSYNC for these flags: the reply itself is the promise.
@@ -193,11 +196,11 @@ internal sealed class DiskNode : Node
         if (action is not (AllocateMode.Reserve or AllocateMode.ZeroRange) && mode != (AllocateMode.PunchHole | AllocateMode.KeepSize))
             return Errno.EOPNOTSUPP; // collapse, insert, unshare: a disk cannot
         Asked = _image.Load;
-        int slot = _image.Enter(changes: true, _snapshot, out IDiskImage disk);
+        int slot = EnterToWrite(offset, keepsSize ? 0 : length, out IDiskImage disk);
         try
         {
             long inside = Clip(disk, offset, length);
-            if (inside < length && !keepsSize) return Errno.ENOSPC; // it would grow the disk
+            if (inside < length && !keepsSize) return Grows ? Errno.EFBIG : Errno.ENOSPC; // it would grow the disk
             if (inside == 0) return Errno.None;
             _image.MarkChanged();
             if (action == AllocateMode.PunchHole) disk.Discard(_start + offset, inside);
@@ -241,7 +244,34 @@ internal sealed class DiskNode : Node
         if (size == Length) return Errno.None;
         if (!_isWritable) return Errno.EROFS;
         // What O_TRUNC sends: ignored as on a block device, so that `cp` and `dd` onto the file work.
-        return handle == 0 && size == 0 ? Errno.None : Errno.EPERM;
+        if (handle == 0 && size == 0) return Errno.None;
+        if (!Grows) return Errno.EPERM;
+        try
+        {
+            return _image.TrySetSize(size) ? Errno.None : size > Length ? Errno.EFBIG : Errno.EINVAL;
+        }
+        catch (ImageBusyException)
+        {
+            return Errno.EBUSY; // frozen, or written by the kernel
+        }
+    }
+
+    /// <summary>Whether the file's size is the disk's to change.</summary>
+    private bool Grows => Partition is null && _snapshot is null && _image.IsGrowable;
+
+    /// <summary>Begins a change of a range, for which the disk is made larger first where it may be.</summary>
+    private int EnterToWrite(long offset, long length, out IDiskImage disk)
+    {
+        int slot = _image.Enter(changes: true, _snapshot, out disk);
+        while (Grows && length > 0 && offset >= 0 && offset <= long.MaxValue - length && offset + length > disk.Length)
+        {
+            // Not from inside the gate: whoever changes the size waits until all are out.
+            _image.Exit(slot);
+            bool? isLarger = _image.TryGrow(offset + length);
+            slot = _image.Enter(changes: true, _snapshot, out disk); // while it is frozen, this waits
+            if (isLarger == false) break;
+        }
+        return slot;
     }
 
     /// <summary>Decides at the first open who serves the disk until the last close (W2). Never fails: what the kernel cannot serve is
@@ -256,7 +286,7 @@ internal sealed class DiskNode : Node
         {
             if (passthrough.Permits(_isWritable)) Lend(passthrough);
         }
-        catch (Exception fault) when (fault is Storage.StorageException or ImageFormatException)
+        catch (Exception fault) when (fault is StorageException or ImageFormatException)
         {
             passthrough.Say($"passthrough: {HostText.Show(_image.Name)}: {fault.Message}");
         }
@@ -265,7 +295,8 @@ internal sealed class DiskNode : Node
 
     private void Lend(Passthrough passthrough)
     {
-        if (_image.TryLend(_snapshot, () => passthrough.FindMapper?.Invoke(Number), out Microsoft.Win32.SafeHandles.SafeFileHandle? file))
+        string? FindMapper() => passthrough.FindMapper?.Invoke(Number);
+        if (_image.TryLend(_snapshot, passthrough.MayTrail, FindMapper, out SafeFileHandle? file))
         {
             if (passthrough.TryOpen(_image.Name, file, out _backingId)) _path = DataPath.Passthrough;
             else _image.TakeBack(_snapshot);
@@ -273,7 +304,7 @@ internal sealed class DiskNode : Node
         else if (!_isWritable && passthrough.Views is { } limits)
         {
             bool isTaken = false;
-            Storage.FileStorage? view = _image.GetView(
+            FileStorage? view = _image.GetView(
                 _snapshot, limits, made => isTaken = passthrough.TryOpen(_image.Name, made.Handle, out _backingId), passthrough.Say);
             if (view is not null)
             {

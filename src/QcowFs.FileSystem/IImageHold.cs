@@ -31,6 +31,9 @@ public interface IImageHold : IDisposable
     /// <summary>Changes the size; gives the new one. The active disk is closed.</summary>
     long Resize(SizeChange change, bool mayShrink);
 
+    /// <summary>Gives the disk this size, smaller or larger, because a program on the mount asked for it. The active disk is closed.</summary>
+    void SetSize(long size) => Resize(new SizeChange(size), mayShrink: true);
+
     /// <summary>Checks the image. The active disk is closed.</summary>
     CheckReport Check();
 }

@@ -17,6 +17,9 @@ public sealed record ImageDirectoryOptions
     /// <summary>How each is opened.</summary>
     public required OpenOptions Open { get; init; }
 
+    /// <summary>Whether disks take the size that a file of them is given, or written to.</summary>
+    public bool Growable { get; init; }
+
     /// <summary>Whether partitions are looked for.</summary>
     public bool ShowsPartitions { get; init; } = true;
 
@@ -105,6 +108,7 @@ public sealed class ImageDirectory : IDisposable
             {
                 Name = entry.Name,
                 Writable = writable,
+                Growable = _options.Growable,
                 ShowsPartitions = _options.ShowsPartitions,
                 Log = _options.Log,
                 Describe = _options.Describe,

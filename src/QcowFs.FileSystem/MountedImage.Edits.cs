@@ -62,6 +62,68 @@ public sealed partial class MountedImage
         }
     }
 
+    /// <summary>Gives the disk the size that a file of it was given, also a smaller one; false where the image cannot have it, which the log
+    /// tells. A disk that is its file changes at once; any other is closed for it, and then the change is durable. Faults as
+    /// <see cref="EditSnapshot"/>.</summary>
+    internal bool TrySetSize(long size)
+    {
+        lock (_life)
+        {
+            if (size == Length) return true;
+            RequireChangeable();
+            return SetSizeNow(size);
+        }
+    }
+
+    /// <summary>Makes the disk at least so large, for a write that ends there. False where it cannot be; null where it is frozen now.</summary>
+    internal bool? TryGrow(long size)
+    {
+        lock (_life)
+        {
+            if (size <= Length) return true;
+            if (_frozen) return null;
+            if (_disk is null) return false;
+            long unit = _disk.Info.SizeUnit;
+            return size <= long.MaxValue - unit && SetSizeNow((size + unit - 1) / unit * unit);
+        }
+    }
+
+    /// <summary>Under _life.</summary>
+    private bool SetSizeNow(long size)
+    {
+        MarkChanged();
+        _gate.HoldEverybody();
+        try
+        {
+            // In place, which costs no commit, where the image can.
+            if (_disk is { } disk && (disk.TrySetFileLength(size) || (size % disk.Info.SizeUnit == 0 && disk.TryGrow(size))))
+            {
+                if (_shape is { } shape) _shape = shape with { VirtualSize = size };
+                return true;
+            }
+        }
+        catch (StorageException tooLarge) when (tooLarge.Errno is Native.Errno.EFBIG or Native.Errno.EINVAL)
+        {
+            _options.Log(_options.Describe(tooLarge));
+            return false;
+        }
+        finally
+        {
+            _gate.LetGo(HeldNow);
+        }
+        RequireNotLent(isOfOpenFile: true);
+        try
+        {
+            WithDiskClosed(hold => hold.SetSize(size));
+            return true;
+        }
+        catch (ImageFormatException refused)
+        {
+            _options.Log(_options.Describe(refused));
+            return false;
+        }
+    }
+
     /// <summary>Checks the image as it is now, everything acknowledged included. Requests wait meanwhile.</summary>
     public CheckReport Check()
     {

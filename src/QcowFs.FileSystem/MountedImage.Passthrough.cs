@@ -44,16 +44,18 @@ public sealed partial class MountedImage
     /// <summary>Gives the host file that is the disk, where there is one; of a disk that can be written, for the kernel to write to
     /// (W3). The caller uses the image, and ends with <see cref="TakeBack"/>.</summary>
     /// <param name="snapshot">The snapshot, or null for the active disk.</param>
+    /// <param name="mayTrail">Whether a disk whose size an image states is given to be written too.</param>
     /// <param name="findMapper">Tells which process has the disk's file mapped, or null.</param>
     /// <param name="file">The host file.</param>
-    internal bool TryLend(SnapshotView? snapshot, Func<string?> findMapper, [NotNullWhen(true)] out SafeFileHandle? file)
+    internal bool TryLend(SnapshotView? snapshot, bool mayTrail, Func<string?> findMapper, [NotNullWhen(true)] out SafeFileHandle? file)
     {
         lock (_life)
         {
             file = null;
             if ((snapshot is null ? _disk : snapshot.Disk) is not { } disk) return false;
             if (snapshot is not null || !IsWritable) return disk.TryGetIdentityFile(out file);
-            if (_frozen || !disk.TryBeginOutsideWrites(out file)) return false;
+            // What the kernel writes past the end of a disk whose size is stated elsewhere does not make that one larger.
+            if (_frozen || (!mayTrail && disk.Info.Format != "raw") || !disk.TryBeginOutsideWrites(out file)) return false;
             _isLent = true;
             _wasLent = true;
             _findMapper = findMapper;
@@ -145,10 +147,10 @@ public sealed partial class MountedImage
         _shadows.Clear();
     }
 
-    /// <summary>Under _life (W3).</summary>
-    private void RequireNotLent()
+    /// <summary>Under _life (W3). Waits for a file that has just been closed, unless the file that asks is open itself.</summary>
+    private void RequireNotLent(bool isOfOpenFile = false)
     {
-        WaitForReleases(() => _isLent);
+        if (!isOfOpenFile) WaitForReleases(() => _isLent);
         if (_isLent)
             throw new ImageBusyException("its disk is open, and the kernel writes to it directly (passthrough)", "close what is open first");
         if (_findMapper?.Invoke() is { } mapper)

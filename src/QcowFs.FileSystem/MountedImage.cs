@@ -22,6 +22,9 @@ public sealed record MountedImageOptions
     /// <summary>Whether it may be changed.</summary>
     public bool Writable { get; init; }
 
+    /// <summary>Whether the disk takes the size that a file of it is given, or written to.</summary>
+    public bool Growable { get; init; }
+
     /// <summary>Opened with the mount and closed with it; else opened when it is first used, closed when it is last.</summary>
     public bool StaysOpen { get; init; }
 
@@ -86,6 +89,9 @@ public sealed partial class MountedImage
 
     /// <summary>Whether its active disk may be changed.</summary>
     public bool IsWritable => _options.Writable;
+
+    /// <summary>Whether writing past the end of its active disk, and cutting it, gives it another size.</summary>
+    internal bool IsGrowable => _options.Growable && IsWritable;
 
     /// <summary>Whether its file is open and locked now.</summary>
     public bool IsOpen => Volatile.Read(ref _hold) is not null;

@@ -1,5 +1,5 @@
-// The hold on an image under an overlay. What changes is the overlay; the image below is only read, and neither snapshots nor size of
-// either are changed while both are mounted.
+// The hold on an image under an overlay. What changes is the overlay, its size included where the mount lets files grow; the image below is
+// only read, and neither is edited by command while both are mounted.
 using QcowFs.Images;
 
 namespace QcowFs.FileSystem;
@@ -50,6 +50,9 @@ public sealed class OverlayHold(IHostFiles files, string path, string? overlayPa
 
     /// <inheritdoc/>
     public long Resize(SizeChange change, bool mayShrink) => throw Refused();
+
+    /// <inheritdoc/>
+    public void SetSize(long size) => new OverlayOpener(_held).Resize(path, overlayPath, options, size);
 
     /// <summary>Checks the overlay; the image where the overlay is temporary.</summary>
     public CheckReport Check() => overlayPath is null

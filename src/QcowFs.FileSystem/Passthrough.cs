@@ -16,7 +16,9 @@ public enum PassthroughRule
     None,
     /// <summary>Those that cannot change.</summary>
     ReadOnly,
-    /// <summary>Those that can be written too: the kernel does not mind our size there.</summary>
+    /// <summary>Raw disks that can be written too: the kernel makes them larger.</summary>
+    Growing,
+    /// <summary>All that can be written: the kernel does not mind our size there.</summary>
     Writable,
 }
 
@@ -39,6 +41,7 @@ public sealed class Passthrough(PassthroughRule rule, Action<string> log)
     private readonly Lock _telling = new(); // guards _told
     private readonly HashSet<string> _told = [];
     private volatile IBackingFiles? _kernel;
+    private volatile bool _isRefused; // for good: this process may not
 
     /// <summary>None at all.</summary>
     public static Passthrough None { get; } = new(PassthroughRule.None, static _ => { });
@@ -52,12 +55,16 @@ public sealed class Passthrough(PassthroughRule rule, Action<string> log)
     /// <summary>The kernel has agreed to serve.</summary>
     public void Connect(IBackingFiles? kernel)
     {
+        if (rule == PassthroughRule.None) return;
         _kernel = kernel;
-        if (kernel is null && (Views is not null || rule == PassthroughRule.Writable))
+        if (kernel is null && (Views is not null || rule >= PassthroughRule.Growing))
             Say("passthrough: the kernel does not offer it; Linux 6.9 or newer is needed");
     }
 
-    internal bool Permits(bool writing) => _kernel is not null && rule >= (writing ? PassthroughRule.Writable : PassthroughRule.ReadOnly);
+    internal bool Permits(bool writing) => _kernel is not null && !_isRefused && rule >= (writing ? PassthroughRule.Growing : PassthroughRule.ReadOnly);
+
+    /// <summary>Whether bytes past the end of a disk may be written that do not make it larger.</summary>
+    internal bool MayTrail => rule == PassthroughRule.Writable;
 
     /// <summary>Makes a host file known to the kernel.</summary>
     /// <param name="name">The image, for the log.</param>
@@ -75,6 +82,7 @@ public sealed class Passthrough(PassthroughRule rule, Action<string> log)
         }
         Errno errno = kernel.TryOpen(file, out id);
         if (errno == Errno.None) return true;
+        _isRefused |= errno == Errno.EPERM;
         Say(errno switch
         {
             Errno.EPERM => "passthrough: this process has no CAP_SYS_ADMIN; disks are served without it",

@@ -107,6 +107,8 @@ public sealed unsafe class FuseSession : IDisposable
         ArgumentNullException.ThrowIfNull(devices);
         ArgumentNullException.ThrowIfNull(connection);
         ArgumentNullException.ThrowIfNull(options);
+        if (connection.Enabled.HasFlag(FuseFeatures.OverIoUring))
+            throw new ArgumentException("A connection over io_uring ends with the rings that it began with.", nameof(connection));
         return new FuseSession(fileSystem, devices, connection, options with { MaxPayload = connection.MaxWrite });
     }
 
@@ -130,6 +132,11 @@ public sealed unsafe class FuseSession : IDisposable
 
     /// <summary>How requests come; meant after <see cref="Start"/>.</summary>
     public FuseTransport Transport => _rings is not null && !Volatile.Read(ref _ringsRefused) ? FuseTransport.IoUring : FuseTransport.Device;
+
+    /// <summary>Tells that handlers are going to wait for somebody, for as long as that may take, or no longer. When it returns, a request that
+    /// waits holds up no other, whatever the transport: over io_uring every request goes to a worker. Callable from any thread that serves
+    /// no request.</summary>
+    public void ExpectWaits(bool expected) => _rings?.HandOverAll(expected);
 
     /// <summary>Faults that could not be told because <see cref="FuseSessionOptions.Report"/> threw.</summary>
     public long UnreportedFaults => _dispatcher.UnreportedFaults;
@@ -252,19 +259,20 @@ public sealed unsafe class FuseSession : IDisposable
         _ended.Set();
     }
 
+    private int FirstThreads => _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
+
     private void AddFirstChannels()
     {
-        int threads = _options.Threads > 0 ? _options.Threads : Math.Min(InitialThreads, _mostThreads);
         lock (_growing)
         {
             if (_rings is null)
             {
-                while (_deviceChannels.Length < threads) AddDeviceChannel();
+                while (_deviceChannels.Length < FirstThreads) AddDeviceChannel();
                 return;
             }
             // FORGET and INTERRUPT come over the device all the same, and everything else if the kernel refuses the entries.
             AddDeviceChannel();
-            while (_workers.Length < threads) AddWorker();
+            while (_workers.Length < FirstThreads) AddWorker();
             _channels = [.. _channels, .. _rings.Channels];
             _live += _rings.Channels.Count;
             _liveRings = _rings.Channels.Count;
@@ -360,7 +368,10 @@ public sealed unsafe class FuseSession : IDisposable
     {
         if (Interlocked.Exchange(ref _ringsRefused, true)) return;
         RefuseRings(ErrnoText.Describe(errno));
-        TryAddDeviceChannel();
+        while (_deviceChannels.Length < FirstThreads && TryAddDeviceChannel())
+        {
+            // As many as a session on the device begins with.
+        }
     }
 
     private void RefuseRings(string reason) => _options.TransportRefused?.Invoke(reason);

@@ -37,6 +37,9 @@ public sealed record FuseSessionOptions
     /// <see cref="Transport"/> is <see cref="FuseTransport.Automatic"/>. Called by <see cref="FuseSession.Start"/>, or by a thread of the session.</summary>
     public Action<string>? TransportRefused { get; init; }
 
+    /// <summary>Bytes by which the entries of rings are too small for the kernel, so that it refuses them; for tests.</summary>
+    internal int RingPayloadCut { get; init; }
+
     /// <summary>Tells how long requests are in hand; nothing else depends on it.</summary>
     public TimeProvider Time { get; init; } = TimeProvider.System;
 

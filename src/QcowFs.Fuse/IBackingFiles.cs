@@ -27,12 +27,15 @@ internal sealed unsafe class BackingFiles(FuseDevice device) : IBackingFiles
 {
     public Errno TryOpen(SafeFileHandle file, out int id)
     {
+        id = 0;
         bool isHeld = false;
         try
         {
             file.DangerousAddRef(ref isHeld);
             var map = new BackingMap { Descriptor = (int)file.DangerousGetHandle() };
-            return device.Control(BackingMap.OpenRequest, &map, out id);
+            Errno errno = device.Control(BackingMap.OpenRequest, &map, out int given);
+            id = errno == Errno.None ? given : 0;
+            return errno;
         }
         finally
         {

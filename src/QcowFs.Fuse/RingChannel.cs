@@ -3,8 +3,9 @@
 //
 // R1 The ring is used by its thread only. The kernel copies requests into entries, and replies out of them, in that thread's context, so
 //    what others finish comes back to it: they push it to a list, and wake the thread where it sleeps.
-// R2 The thread serves READ, WRITE and GETATTR itself, and only while they are quick. All else, and these where they were held up lately,
-//    goes to workers: a handler that waits would hold up every request of its processors.
+// R2 The thread serves READ, WRITE without O_DSYNC, and GETATTR itself, and only while they are quick. All else, these where they were
+//    held up lately, and everything while waits are expected, goes to workers: a handler that waits would hold up every request of its
+//    processors.
 // R3 An entry is committed exactly once for each request that came in it; the same command waits for the next one.
 // R4 ENOTCONN and the like are the end of the connection. The memory of the entries outlives the thread, since workers may still use it.
 using QcowFs.Fuse.Wire;
@@ -45,6 +46,9 @@ internal sealed unsafe class RingChannel : Channel, IDisposable
 
     // What workers gave back, the last one first. Changed by Interlocked.
     private RingEntry? _givenBack;
+
+    // 1 while the thread runs a handler, or is about to and looks once more whether it may.
+    private int _serving;
 
     // 1 while the thread sleeps, or is about to and looks once more.
     private int _asleep;
@@ -91,7 +95,14 @@ internal sealed unsafe class RingChannel : Channel, IDisposable
     {
         _abandoned = true;
         _begun.Set();
-        if (_thread is { ThreadState: not ThreadState.Unstarted } thread) thread.Join();
+        if (_thread is { IsAlive: true } thread) thread.Join();
+    }
+
+    /// <summary>Waits until the thread runs no handler that began before the backlog was told to take all.</summary>
+    public void AwaitHandler()
+    {
+        Interlocked.MemoryBarrier();
+        SpinWait.SpinUntil(() => Volatile.Read(ref _serving) == 0);
     }
 
     /// <summary>A worker has finished what it was handed. Callable from any thread, also when the connection is over.</summary>
@@ -188,7 +199,7 @@ internal sealed unsafe class RingChannel : Channel, IDisposable
         for (; entry is not null; entry = entry.Next)
         {
             _handedOver--;
-            if (MayBeQuick(entry)) Learn(entry.WasHeldUp);
+            if (entry.MayBeQuick) Learn(entry.WasHeldUp);
             Prepare(RingCommand.CommitAndFetch, entry);
         }
     }
@@ -199,27 +210,36 @@ internal sealed unsafe class RingChannel : Channel, IDisposable
         if (result < 0) return Lose(entry, (Errno)(-result));
         entry.IsRegistered = true;
         entry.Begin();
-        if (!IsForWorkers(entry))
+        if (IsForWorkers(entry) || !TryServe(entry))
+        {
+            _handedOver++;
+            _backlog.Add(this, entry);
+        }
+        return true;
+    }
+
+    /// <summary>Serves a request on this thread, unless waits are expected.</summary>
+    private bool TryServe(RingEntry entry)
+    {
+        Interlocked.Exchange(ref _serving, 1); // a barrier: who expects waits from here on waits for us, or is seen
+        bool serves = !_backlog.TakesAll;
+        if (serves)
         {
             int length = Handle(in entry.Header, entry.Request, entry.Reply, timed: true, out bool heldUp);
             entry.Finish(length);
             Slot.End();
             Learn(heldUp);
             Prepare(RingCommand.CommitAndFetch, entry); // R3
-            return true;
         }
-        _handedOver++;
-        _backlog.Add(this, entry);
-        return true;
+        Volatile.Write(ref _serving, 0);
+        return serves;
     }
 
     private bool IsForWorkers(RingEntry entry) // R2
     {
-        if (!MayBeQuick(entry) || _reluctance >= WorkersFrom) return true;
+        if (!entry.MayBeQuick || _reluctance >= WorkersFrom) return true;
         return entry.TransferSize >= LargeTransfer && (_handedOver > 0 || _ring!.HasCompletion);
     }
-
-    private static bool MayBeQuick(RingEntry entry) => entry.Header.Opcode is FuseOpcode.Read or FuseOpcode.Write or FuseOpcode.GetAttr;
 
     private void Learn(bool heldUp) => _reluctance = heldUp ? Math.Min(_reluctance + HeldUpWeight, MostReluctance) : Math.Max(_reluctance - 1, 0);
 

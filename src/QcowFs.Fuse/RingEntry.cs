@@ -16,6 +16,8 @@ namespace QcowFs.Fuse;
 /// <summary>A place. It belongs to the kernel, to its ring's thread, or to a worker, in turns; only who has it touches it.</summary>
 internal sealed unsafe class RingEntry(ushort queue, ulong tag, RingEntryHead* head, Iovec* vectors, byte* payload, int maxPayload)
 {
+    private const int OpenForDataSync = 0x1000;
+
     private readonly RingEntryHead* _head = head;
     private readonly byte* _payload = payload;
     private readonly int _maxPayload = maxPayload;
@@ -49,9 +51,18 @@ internal sealed unsafe class RingEntry(ushort queue, ulong tag, RingEntryHead* h
     /// <summary>Bytes that the request in hand moves.</summary>
     public long TransferSize => _header.Opcode switch
     {
-        FuseOpcode.Read => *(uint*)((byte*)_head + RingEntryHead.OperationOffset + 16), // fuse_read_in.size
+        FuseOpcode.Read => ((ReadIn*)Operation)->Length,
         FuseOpcode.Write => _head->PayloadSize,
         _ => 0,
+    };
+
+    /// <summary>Whether the request in hand needs no disk, as far as one can see: it reads or writes a page cache, or asks for attributes.
+    /// A write to a file that was opened with O_DSYNC is an fsync too.</summary>
+    public bool MayBeQuick => _header.Opcode switch
+    {
+        FuseOpcode.Read or FuseOpcode.GetAttr => true,
+        FuseOpcode.Write => (((WriteIn*)Operation)->Flags & OpenForDataSync) == 0,
+        _ => false,
     };
 
     /// <summary>The request in hand, as long as it says that it is where that can be true.</summary>
@@ -59,6 +70,8 @@ internal sealed unsafe class RingEntry(ushort queue, ulong tag, RingEntryHead* h
 
     /// <summary>Where its reply is put together.</summary>
     public Span<byte> Reply => new(_payload - OutHeader.Size, OutHeader.Size + _maxPayload);
+
+    private byte* Operation => (byte*)_head + RingEntryHead.OperationOffset;
 
     private int PayloadLength { get; set; }
 
@@ -75,7 +88,7 @@ internal sealed unsafe class RingEntry(ushort queue, ulong tag, RingEntryHead* h
         _requestLength = InHeader.Size + operationLength + PayloadLength;
         byte* structure = _payload - operationLength;
         *(InHeader*)(structure - InHeader.Size) = _header;
-        Buffer.MemoryCopy((byte*)_head + RingEntryHead.OperationOffset, structure, operationLength, operationLength);
+        Buffer.MemoryCopy(Operation, structure, operationLength, operationLength);
     }
 
     /// <summary>A reply of <paramref name="length"/> bytes has been put together; 0: none is due, and the kernel is told that it is done.</summary>

@@ -44,7 +44,7 @@ internal sealed class RingTransport : IDisposable
             int[] own = [.. Enumerable.Range(0, queues).Where(queue => queue % threads == thread)];
             int? processor = own.Count(online.Contains) == 1 ? own.Single(online.Contains) : null;
             ushort[] places = [.. own.SelectMany(queue => Enumerable.Repeat((ushort)queue, online.Contains(queue) ? depth : 1))];
-            var entries = new RingEntries(places, options.MaxPayload, options.ResidentMemory);
+            var entries = new RingEntries(places, options.MaxPayload - options.RingPayloadCut, options.ResidentMemory);
             var channel = new RingChannel(device.Descriptor, entries, processor, backlog, dispatcher, options, refused, ended);
             channels.Add(channel);
             errno = TryStart(channel, thread);
@@ -53,6 +53,14 @@ internal sealed class RingTransport : IDisposable
         if (errno == Errno.None) return transport;
         transport.Abandon();
         return null;
+    }
+
+    /// <summary>From now on workers serve everything, or no longer.</summary>
+    public void HandOverAll(bool all)
+    {
+        _backlog.TakesAll = all;
+        if (!all) return;
+        foreach (RingChannel channel in _channels) channel.AwaitHandler();
     }
 
     /// <summary>Lets the threads serve; INIT has been answered.</summary>

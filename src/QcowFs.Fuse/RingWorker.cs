@@ -15,6 +15,15 @@ internal sealed class RingBacklog(int entries) : IDisposable
     private int _first, _count;
     private bool _closed;
 
+    private bool _takesAll;
+
+    /// <summary>Whether rings hand over everything, whatever they think of it.</summary>
+    public bool TakesAll
+    {
+        get => Volatile.Read(ref _takesAll);
+        set => Volatile.Write(ref _takesAll, value);
+    }
+
     /// <summary>Hands a request over.</summary>
     public void Add(RingChannel ring, RingEntry entry)
     {

@@ -48,15 +48,16 @@ public interface IDiskImage : IStorage
         // Nobody could begin.
     }
 
-    /// <summary>Whether the disk is as long as its file, so that who writes past the file's end makes the disk larger.</summary>
-    bool IsSizedByFile => false;
+    /// <summary>Gives a disk that is its file another length at once, whoever uses it; not durable before a later sync. False where the
+    /// size is stated elsewhere.</summary>
+    bool TrySetFileLength(long length) => false;
 
-    /// <summary>Gives the disk another size where that takes no more than a change in place; new bytes read as zeros. The new size is durable
-    /// after the next <see cref="IStorage.Sync"/>; a crash before that leaves the old or the new one. Call while no other
-    /// call is under way. False, with nothing changed, where the disk must be closed and changed by <see cref="ImageEditor"/>. Faults:
+    /// <summary>Makes the disk larger where that takes no more than a change in place; new bytes read as zeros. The new size is durable
+    /// after the next <see cref="IStorage.Sync"/>; a crash before that leaves the old or the new one. Call while no other call is under way.
+    /// False, with nothing changed, where the disk must be closed and changed by <see cref="ImageEditor"/>. Faults:
     /// <see cref="StorageException"/>.</summary>
     /// <param name="size">The size in bytes, a multiple of <see cref="ImageInfo.SizeUnit"/>.</param>
-    bool TryResize(long size) => false;
+    bool TryGrow(long size) => false;
 
     /// <summary>Gives the host file that data extents of a layer (<see cref="Extent.Depth"/>) lie in, where they do so directly. It stays
     /// owned by the image.</summary>

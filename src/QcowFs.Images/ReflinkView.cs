@@ -45,7 +45,13 @@ public static class ReflinkView
         {
             cost = cost.With(piece);
             if (cost.Copied > limits.MostCopied)
-                return cost with { Obstacle = $"more than {limits.MostCopied >> 20} MiB would have to be copied, because they are compressed, not in whole blocks, or on another file system" };
+            {
+                return cost with
+                {
+                    Obstacle = $"more than {limits.MostCopied >> 20} MiB would have to be copied: they are compressed, not in whole blocks, or on another file system",
+                };
+            }
+
             if (cost.Ranges > limits.MostRanges)
                 return cost with { Obstacle = $"the disk is in more than {limits.MostRanges} pieces" };
         }

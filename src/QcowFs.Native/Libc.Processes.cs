@@ -11,6 +11,7 @@ public static unsafe partial class Libc
     // posix_spawnattr_t and posix_spawn_file_actions_t are opaque: 336 and 80 bytes with glibc, less with musl.
     private const int SpawnStructureSize = 1024;
     private const short POSIX_SPAWN_SETSID = 0x80;
+    private const nint PidFdOpenNumber = 434; // on every architecture
 
     /// <summary>
     /// Starts a program as leader of a new session. Its standard descriptors are /dev/null, descriptor 3 is
@@ -65,6 +66,20 @@ public static unsafe partial class Libc
         return result < 0 ? -1 : status;
     }
 
+    /// <summary>pidfd_open(2), Linux 5.3: a descriptor that stands for a process, which need not be a child; negative on failure.</summary>
+    public static int OpenProcess(int pid) => (int)SyscallPidFdOpen(PidFdOpenNumber, pid, 0);
+
+    /// <summary>Waits until the process of <see cref="OpenProcess"/> has ended and let go of all that it held, whether or not its parent
+    /// has taken notice. False: it did not within the time.</summary>
+    public static bool WaitForEnd(int process, int milliseconds)
+    {
+        PollDescriptor descriptor = new() { Descriptor = process, Events = POLLIN };
+        int result;
+        do result = Poll(&descriptor, 1, milliseconds);
+        while (result < 0 && LastErrno == Errno.EINTR);
+        return result != 0;
+    }
+
     /// <summary>pipe2(2) with O_CLOEXEC.</summary>
     public static Errno Pipe(out int readEnd, out int writeEnd)
     {
@@ -81,6 +96,9 @@ public static unsafe partial class Libc
 
     [LibraryImport(LibraryName, EntryPoint = "waitpid", SetLastError = true)]
     private static partial int WaitPid(int pid, int* status, int options);
+
+    [LibraryImport(LibraryName, EntryPoint = "syscall", SetLastError = true)]
+    private static partial nint SyscallPidFdOpen(nint number, nint pid, nint flags);
 
     [LibraryImport(LibraryName, EntryPoint = "pipe2", SetLastError = true)]
     private static partial int PipeRaw(int* ends, int flags);

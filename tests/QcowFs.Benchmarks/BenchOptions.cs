@@ -10,14 +10,18 @@ internal sealed record BenchOptions
 {
     /// <summary>Everybody that can be compared.</summary>
     public static IReadOnlyList<string> AllContenders { get; } =
-        ["bare", "null", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full"];
+        [
+            "bare", "null", "null-uring", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full",
+            "null-pass", "raw-pass",
+        ];
 
     public const string Usage = """
         QcowFs.Benchmarks bench [options]         fio side by side: QcowFs, its peers, a null FUSE server
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare (the plain file), null, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
+          --contenders LIST    of bare (the plain file), null, null-uring, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
                                qemu-vhdx, and QcowFs over vhdx, raw, add-cow, add-cow-full (all in its image file);
+                               null-pass and raw-pass: null and raw by FUSE passthrough;
                                default: all that are installed here
           --qemu PATH          another qemu-storage-daemon, which competes as qemu-new
           --rows LIST          rows whose name contains one of the words
@@ -26,6 +30,7 @@ internal sealed record BenchOptions
           --size MIB           of the prepared disk (default 1024, or less where memory is short)
           --place tmpfs|disk   where all rows run (default: each row its own)
           --disk DIRECTORY     a directory on a real disk (default /var/tmp)
+          --io-uring           null server and QcowFs over io_uring; the kernel's switch is turned on meanwhile
           --report DIRECTORY   writes BENCHMARKS.md and a plot there
           --quick              one round, two seconds, 256 MiB
           --list               name the rows and end
@@ -33,7 +38,7 @@ internal sealed record BenchOptions
           cost over virtual size, snapshots and layers, as a table
         QcowFs.Benchmarks micro [WORD...]
           micro-benchmarks whose name contains one of the words
-        QcowFs.Benchmarks null-server [--threads N | --io-uring] MOUNTPOINT FILE
+        QcowFs.Benchmarks null-server [--threads N | --io-uring | --passthrough] MOUNTPOINT FILE
           covers the regular file MOUNTPOINT with FILE until unmounted; needs root
         """;
 
@@ -56,6 +61,9 @@ internal sealed record BenchOptions
     public Place? Place { get; private set; }
 
     public string DiskDirectory { get; private set; } = "/var/tmp";
+
+    /// <summary>Whether the null server and QcowFs have their requests over io_uring.</summary>
+    public bool OverIoUring { get; private set; }
 
     public string? ReportDirectory { get; private set; }
 
@@ -86,12 +94,14 @@ internal sealed record BenchOptions
                 case "--size": options.DiskSize = (long)Number() << 20; break;
                 case "--place": options.Place = ParsePlace(Value()); break;
                 case "--disk": options.DiskDirectory = Value(); break;
+                case "--io-uring": options.OverIoUring = true; break;
                 case "--list": options.ListOnly = true; break;
                 case "--quick": (options.Rounds, options.Seconds, options.DiskSize) = (1, 2, 256L << 20); break;
                 default: throw new UsageException($"{name}: unknown option");
             }
         }
 
+        if (options.OverIoUring) options.MountOptions = options.MountOptions is { } given ? $"{given},transport=uring" : "transport=uring";
         if (options.DiskSize == 0)
             options.DiskSize = SizeThatFits(options.Contenders.Count);
         return options;

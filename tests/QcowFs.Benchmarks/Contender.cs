@@ -98,7 +98,10 @@ internal abstract record Contender(string Name)
         .. options.Contenders.Where(name => IsPossible(name, options)).Select(name => (Contender)(name switch
         {
             "bare" => new BareFile(),
-            "null" => new NullServerContender(),
+            "null" => new NullServerContender(name, options.OverIoUring ? ["--io-uring"] : []),
+            "null-uring" => new NullServerContender(name, ["--io-uring"]),
+            "null-pass" => new NullServerContender(name, ["--passthrough"]),
+            "raw-pass" => new QcowFsPassthrough(options.QcowFs!),
             "qemu" => new QemuExport(name, "qcow2"),
             "qemu-new" => new QemuExport(name, "qcow2", options.NewerQemu!),
             "qemu-vhdx" => new QemuExport(name, "vhdx"),
@@ -120,7 +123,9 @@ internal abstract record Contender(string Name)
     // The null server mounts by mount(2), as bare as the rest of it. A peer that is not installed is left out.
     private static bool IsPossible(string name, BenchOptions options) => name switch
     {
-        "null" => Environment.IsPrivilegedProcess,
+        "null" or "null-pass" => Environment.IsPrivilegedProcess,
+        "null-uring" => Environment.IsPrivilegedProcess && Machine.HasFuseOverIoUring,
+        "raw-pass" => Environment.IsPrivilegedProcess && options.QcowFs is not null,
         "qemu-new" => options.NewerQemu is not null,
         "qcowmount" or "nbdfuse" => Command.Exists(name),
         "qcowfs" or "vhdx" or "raw" or "add-cow" or "add-cow-full" => options.QcowFs is not null,
@@ -148,11 +153,11 @@ internal sealed record BareFile() : Contender("bare")
     }
 }
 
-/// <summary>This program's null server over a plain file.</summary>
-internal sealed record NullServerContender() : Contender("null")
+/// <summary>This program's null server over a plain file; or one that only tells the kernel which file to serve.</summary>
+internal sealed record NullServerContender(string Name, string[] Options) : Contender(Name)
 {
     public override string Extension => "raw";
 
     public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
-        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Options, mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
 }

@@ -55,6 +55,13 @@ internal static unsafe class LibC
         return clone;
     }
 
+    /// <summary>FUSE_DEV_IOC_BACKING_OPEN: lets the kernel serve files of the connection out of a host file; gives its id.</summary>
+    public static int OpenBacking(int connection, int file)
+    {
+        int* map = stackalloc int[4] { file, 0, 0, 0 };
+        return Checked(IoctlCall(connection, 0x4010e501, map), "FUSE_DEV_IOC_BACKING_OPEN");
+    }
+
     public static void Mount(string source, string target, string type, string options)
     {
         const nuint NoSetUid = 2, NoDevices = 4;

@@ -1,5 +1,5 @@
 // The null FUSE server: what the protocol allows, and nothing else. One plain file covered by a mount; threads with cloned
-// descriptors; one pread or pwrite for each request. It shares no code with QcowFs.Fuse, so that it can judge it.
+// descriptors; one pread or pwrite for each request; or with passthrough none, where the kernel serves the file itself. It shares no code with QcowFs.Fuse, so that it can judge it.
 // Field offsets are those of the kernel's include/uapi/linux/fuse.h.
 using System.Runtime.InteropServices;
 
@@ -21,18 +21,22 @@ internal sealed unsafe class NullServer
 
     private readonly int _file;
     private readonly long _length;
+    private readonly bool _passthrough;
+    private readonly Lock _opening = new(); // guards _backing
+    private int _backing;
     private bool _overRings;
 
-    private NullServer(int file, long length)
+    private NullServer(int file, long length, bool passthrough)
     {
         _file = file;
         _length = length;
+        _passthrough = passthrough;
     }
 
     /// <summary>Covers the regular file <paramref name="mountPoint"/> with <paramref name="path"/> and serves until unmounted.</summary>
-    public static void Run(string mountPoint, string path, int threads, bool overRings = false)
+    public static void Run(string mountPoint, string path, int threads, bool overRings = false, bool passthrough = false)
     {
-        var server = new NullServer(LibC.Open(path), new FileInfo(path).Length);
+        var server = new NullServer(LibC.Open(path), new FileInfo(path).Length, passthrough);
         int connection = LibC.Open("/dev/fuse");
         LibC.Mount("null-server", mountPoint, "fuse.null-server", $"fd={connection},rootmode=100000,user_id=0,group_id=0,allow_other,default_permissions");
 
@@ -92,7 +96,13 @@ internal sealed unsafe class NullServer
                 continue;
             }
 
-            int payload = Answer((Opcode)(*(uint*)(request + 4)), request + InHeader, request + WriteHeader, reply + OutHeader, out int errno);
+            Opcode opcode = (Opcode)(*(uint*)(request + 4));
+            if (_passthrough && opcode == Opcode.Open)
+            {
+                EnsureBacking(device);
+            }
+
+            int payload = Answer(opcode, request + InHeader, request + WriteHeader, reply + OutHeader, out int errno);
             if (payload < 0)
             {
                 continue;
@@ -105,6 +115,18 @@ internal sealed unsafe class NullServer
             if (onlyInit)
             {
                 return;
+            }
+        }
+    }
+
+    // All opens of a file must name the same id.
+    private void EnsureBacking(int device)
+    {
+        lock (_opening)
+        {
+            if (_backing == 0)
+            {
+                _backing = LibC.OpenBacking(device, _file);
             }
         }
     }
@@ -128,9 +150,10 @@ internal sealed unsafe class NullServer
                 errno = LibC.DataSync(_file) < 0 ? LibC.EIO : 0;
                 return 0;
             case Opcode.Open:
-                const uint DirectIo = 1, ParallelDirectWrites = 64;
+                const uint DirectIo = 1, ParallelDirectWrites = 64, Passthrough = 128;
                 Clear(payload, 16);
-                *(uint*)(payload + 8) = DirectIo | ParallelDirectWrites;
+                *(uint*)(payload + 8) = _passthrough ? Passthrough : DirectIo | ParallelDirectWrites;
+                *(int*)(payload + 12) = _backing;
                 return 16;
             case Opcode.GetAttributes or Opcode.SetAttributes:
                 return WriteAttributes(payload);
@@ -156,10 +179,11 @@ internal sealed unsafe class NullServer
 
     private int WriteInit(byte* payload, byte* body)
     {
+        const uint Extended = 1 << 30, Passthrough = 1 << 5; // the latter in the second word
         const uint AsyncRead = 1 << 0, BigWrites = 1 << 5, AsyncDirectIo = 1 << 15, ParallelDirectoryOperations = 1 << 18, MaxPages = 1 << 22;
         Clear(payload, 64);
         *(uint*)payload = 7;
-        *(uint*)(payload + 4) = Math.Min(*(uint*)(body + 4), 36);
+        *(uint*)(payload + 4) = Math.Min(*(uint*)(body + 4), 40);
         *(uint*)(payload + 8) = *(uint*)(body + 8);
         *(uint*)(payload + 12) = *(uint*)(body + 12) & (AsyncRead | BigWrites | AsyncDirectIo | ParallelDirectoryOperations | MaxPages);
         *(ushort*)(payload + 16) = 64;
@@ -167,6 +191,13 @@ internal sealed unsafe class NullServer
         *(uint*)(payload + 20) = MaxTransfer;
         *(uint*)(payload + 24) = 1;
         *(ushort*)(payload + 28) = MaxTransfer / PageSize;
+        if (_passthrough)
+        {
+            *(uint*)(payload + 12) |= Extended;
+            *(uint*)(payload + 32) = Passthrough;
+            *(uint*)(payload + 36) = 1; // stack depth
+        }
+
         if (_overRings)
         {
             const uint InitExtended = 1 << 30, OverRings = 1 << 9; // the latter in the second word

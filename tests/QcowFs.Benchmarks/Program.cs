@@ -12,6 +12,7 @@ internal static class Program
         {
             return arguments switch
             {
+                ["null-server", "--passthrough", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount), passthrough: true),
                 ["null-server", "--threads", var threads, var mountPoint, var file] => Serve(mountPoint, file, int.Parse(threads, CultureInfo.InvariantCulture)),
                 ["null-server", "--io-uring", var mountPoint, var file] => Serve(mountPoint, file, 0),
                 ["null-server", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount)),
@@ -39,9 +40,9 @@ internal static class Program
         }
     }
 
-    private static int Serve(string mountPoint, string file, int threads)
+    private static int Serve(string mountPoint, string file, int threads, bool passthrough = false)
     {
-        NullServer.Run(Path.GetFullPath(mountPoint), file, threads, overRings: threads == 0);
+        NullServer.Run(Path.GetFullPath(mountPoint), file, threads, overRings: threads == 0, passthrough);
         return 0;
     }
 
@@ -61,6 +62,7 @@ internal static class Program
 
     private static int Bench(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
     {
+        using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
         IReadOnlyList<Contender> contenders = Contender.Choose(options);
         var bench = new SideBySide(options, contenders, Console.Error, cancellation);
         IReadOnlyList<RowResult> results = rows.Count > 0 ? bench.Run(rows) : [];

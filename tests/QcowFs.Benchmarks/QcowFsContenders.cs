@@ -60,6 +60,13 @@ internal sealed record QcowFsOverVhdx(string Program, string? MountOptions) : Qc
 /// <summary>QcowFs over a plain file: what add-cow is to come close to.</summary>
 internal sealed record QcowFsOverRaw(string Program, string? MountOptions) : QcowFsServer("raw", Program, MountOptions, "raw");
 
+/// <summary>QcowFs over a plain file that the kernel serves itself.</summary>
+internal sealed record QcowFsPassthrough(string Program) : QcowFsServer("raw-pass", Program, "passthrough", "raw")
+{
+    /// <summary>Passthrough is for the host's page cache.</summary>
+    public override bool CanBypassHostCache => false;
+}
+
 /// <summary>QcowFs over add-cow. Before it is complete one cluster behind the part that is measured is missing, so that the bitmap decides
 /// every read and write; complete, the disk is its image file.</summary>
 internal sealed record QcowFsOverAddCow(string Program, string? MountOptions, bool IsComplete)

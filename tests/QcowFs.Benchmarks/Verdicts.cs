@@ -15,6 +15,7 @@ internal sealed record Verdict(string Row, string Subject, string Asked, string 
 internal static class Verdicts
 {
     private const double NearRaw = 0.9;
+    private const double NearNull = 0.9; // both by passthrough: the kernel does the work
 
     // Ours, and who serves the same format with QEMU's code. add-cow has none; its rival is QEMU's qcow2.
     private static readonly (string Name, string Qemu)[] Subjects = [("qcowfs", "qemu"), ("vhdx", "qemu-vhdx"), ("add-cow", "qemu")];
@@ -24,6 +25,7 @@ internal static class Verdicts
     [
         .. Subjects.SelectMany(subject => OfSubject(result, subject.Name, subject.Qemu)),
         .. OfCompleteAddCow(result),
+        .. OfPassthrough(result),
     ];
 
     private static IEnumerable<Verdict> OfSubject(RowResult result, string subject, string qemu)
@@ -45,6 +47,12 @@ internal static class Verdicts
     {
         if (result.Workload is { State: DiskState.Written, Place: Place.Tmpfs } && Statistics.Ratio(result.Values, "add-cow-full", "raw") is { } ofRaw)
             yield return Judge(result, "add-cow-full", $"{Percent(NearRaw)} of raw", Percent(ofRaw), ofRaw >= NearRaw);
+    }
+
+    private static IEnumerable<Verdict> OfPassthrough(RowResult result)
+    {
+        if (result.Workload is { State: DiskState.Written, Place: Place.Tmpfs } && Statistics.Ratio(result.Values, "raw-pass", "null-pass") is { } share)
+            yield return Judge(result, "raw-pass", $"{Percent(NearNull)} of null-pass", Percent(share), share >= NearNull);
     }
 
     private static Verdict Judge(RowResult result, string subject, string asked, string found, bool isReached) =>

@@ -1,6 +1,5 @@
 // add-cow on real mounts: the way from an overlay to a plain raw file, a killed server, holes and space.
 using System.Diagnostics;
-using System.Globalization;
 using System.Text.Json;
 using QcowFs.Testing;
 using Xunit;
@@ -17,13 +16,14 @@ public sealed class AddCowTests
         using Sandbox box = new();
         Tools.Require("losetup", "mkfs.ext4", "e2fsck", "tar");
         Tools.Require(File.Exists("/dev/loop-control"), "there are no loop devices");
-        box.Shell("truncate -s 128M base.raw; mkfs.ext4 -q base.raw; mkdir fs m tree; tar -C /etc -cf tree.tar .; tar -C tree -xf tree.tar").Expect();
+        box.MakeTree("tree", 6);
+        box.Shell("truncate -s 128M base.raw; mkfs.ext4 -q base.raw; mkdir fs m; tar -C tree -cf tree.tar .").Expect();
         box.Shell("mount -o loop base.raw fs; tar -C fs -xf tree.tar; umount fs; sha256sum base.raw > base.sum").Expect();
         box.QcowFs("create", "-f", "add-cow", "-b", "base.raw", "-F", "raw", "-o", "image_file=disk.raw", "disk.add-cow").Expect();
 
         string raw = box.MountWritable("disk.add-cow");
         string loop = box.Run("losetup", "--find", "--show", "--direct-io=on", raw).Expect();
-        box.Shell($"mount {loop} fs; diff -r --no-dereference tree fs -x lost+found; mkdir fs/new; cp -a tree/. fs/new; rm -r fs/default; sync; umount fs; losetup -d {loop}").Expect();
+        box.Shell($"mount {loop} fs; diff -r --no-dereference tree fs -x lost+found; mkdir fs/new; cp -a tree/. fs/new; rm -r fs/d0; umount fs; losetup -d {loop}").Expect();
         box.QcowFs("umount", "m").Expect();
         Assert.Equal(0, box.QcowFs("check", "disk.add-cow").ExitCode);
         Assert.InRange(Percent(box), 1, 99);
@@ -31,7 +31,7 @@ public sealed class AddCowTests
         // Filled while the file system is at work.
         box.MountWritable("disk.add-cow", "--stream=40M");
         loop = box.Run("losetup", "--find", "--show", "--direct-io=on", raw).Expect();
-        box.Shell($"mount {loop} fs; mv fs/new fs/moved; cp tree.tar fs/; sync").Expect();
+        box.Shell($"mount {loop} fs; mv fs/new fs/moved; cp tree.tar fs/; sync -f fs").Expect();
         Wait.Until(() => StreamState(box) != "running", "the streaming to end");
         Assert.Equal("done", StreamState(box));
         using (JsonDocument info = JsonDocument.Parse(File.ReadAllText($"{box.Path}/disk-info.json")))
@@ -78,7 +78,7 @@ public sealed class AddCowTests
             "--ioengine=libaio", "--iodepth=32", "--fsync=16", "--time_based", "--runtime=600", "--randrepeat=0");
         // The server is killed once it has demonstrably written much: no timing decides.
         int server = Assert.Single(box.Servers());
-        while (WrittenBytes(server) < (long)killAfterMiB << 20) Assert.False(fio.HasExited);
+        while (Sandbox.WrittenBytes(server) < (long)killAfterMiB << 20) Assert.False(fio.HasExited);
         box.Run("kill", "-KILL", $"{server}").Expect();
         fio.StandardOutput.ReadToEnd();
         fio.WaitForExit();
@@ -126,13 +126,13 @@ public sealed class AddCowTests
         box.QcowFs("create", "-f", "add-cow", "-b", "base.raw", "-F", "raw", "-o", "image_file=disk.raw", "disk.add-cow", "8M").Expect();
         string raw = box.MountWritable("disk.add-cow");
         box.Shell($"dd if=/dev/urandom of={raw} bs=64k count=16 seek=96 conv=notrunc,fsync status=none").Expect();
-        long before = Kilobytes(box, "disk.raw");
+        long before = box.Kilobytes("disk.raw");
         // Of the base image's data, and of the disk's own.
         box.Shell($"fallocate -p -o {10 << 16} -l {4 << 16} {raw}; fallocate -p -o {100 << 16} -l {8 << 16} {raw}; sync {raw}").Expect();
-        Assert.InRange(Kilobytes(box, "disk.raw"), 0, before - (8 << 6));
+        Assert.InRange(box.Kilobytes("disk.raw"), 0, before - (8 << 6));
         string[] expected = ["DATA 262144", "HOLE 655360", "DATA 917504", "HOLE 1572864", "DATA 6291456", "HOLE 6553600", "DATA 7077888", "HOLE 7340032"];
         Assert.Equal(["HOLE 0", .. expected], Seek(box, raw));
-        Assert.Equal(Kilobytes(box, "disk.raw"), Kilobytes(box, raw));
+        Assert.Equal(box.Kilobytes("disk.raw"), box.Kilobytes(raw));
         box.QcowFs("umount", "m").Expect();
         using JsonDocument map = JsonDocument.Parse(box.QcowFs("map", "--json", "disk.add-cow").Expect());
         List<string> edges = [];
@@ -190,13 +190,5 @@ public sealed class AddCowTests
         box.Shell("cat m/.qcowfs/disk.add-cow/stats.json > disk-stats.json; cat m/.qcowfs/disk.add-cow/info.json > disk-info.json").Expect();
         using JsonDocument stats = JsonDocument.Parse(File.ReadAllText($"{box.Path}/disk-stats.json"));
         return stats.RootElement.GetProperty("stream").GetProperty("state").GetString();
-    }
-
-    private static long Kilobytes(Sandbox box, string file) => long.Parse(box.Shell($"du -k {file} | cut -f1").Expect(), CultureInfo.InvariantCulture);
-
-    private static long WrittenBytes(int process)
-    {
-        string line = File.ReadLines($"/proc/{process}/io").First(l => l.StartsWith("wchar:", StringComparison.Ordinal));
-        return long.Parse(line["wchar:".Length..], CultureInfo.InvariantCulture);
     }
 }

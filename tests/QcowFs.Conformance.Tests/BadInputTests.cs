@@ -30,7 +30,7 @@ public sealed class BadInputTests
     {
         using Sandbox box = new();
         string image = box.Make("qcow2", "64M");
-        Patch(box, image, offset, Convert.FromHexString(bytes));
+        box.Patch(image, offset, Convert.FromHexString(bytes));
         Refuses(box, image, message);
     }
 
@@ -39,7 +39,7 @@ public sealed class BadInputTests
     {
         using Sandbox box = new();
         string image = box.Make("qcow2", "64M");
-        Patch(box, image, 79, [2]);
+        box.Patch(image, 79, [2]);
         string before = box.Hash(image);
         string raw = box.MountReadOnly(image);
         box.Run("cmp", "-n", "67108864", raw, "/dev/zero").Expect();
@@ -236,7 +236,7 @@ public sealed class BadInputTests
         box.Run("truncate", "-s", "512k", image).Expect();
         byte[] bytes = File.ReadAllBytes(box.Path + "/" + image);
         long block = System.Buffers.Binary.BinaryPrimitives.ReadInt64BigEndian(bytes.AsSpan(0x10000));
-        Patch(box, image, (int)block + (2 * 7), [0, 1]);
+        box.Patch(image, (int)block + (2 * 7), [0, 1]);
         Assert.Equal(3, box.Run("qemu-img", "check", image).ExitCode);
         Assert.Contains($"{image}: 1 leaked", box.QcowFs("check", image).Expect(3), StringComparison.Ordinal);
         using System.Text.Json.JsonDocument json = System.Text.Json.JsonDocument.Parse(box.QcowFs("check", "--json", image).Expect(3));
@@ -255,12 +255,5 @@ public sealed class BadInputTests
             Assert.Equal($"qcowfs: {blamed ?? image}: {message}", box.QcowFs(["mount", .. options, image, "m"]).ExpectError());
         Assert.Equal(before, box.Hash(image));
         box.WaitForServersToEnd();
-    }
-
-    private static void Patch(Sandbox box, string image, int offset, byte[] bytes)
-    {
-        using FileStream file = new(box.Path + "/" + image, FileMode.Open);
-        file.Position = offset;
-        file.Write(bytes);
     }
 }

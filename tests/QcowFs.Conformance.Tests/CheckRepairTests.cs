@@ -11,7 +11,7 @@ public sealed class CheckRepairTests
     {
         using Sandbox box = new();
         string image = Written(box);
-        Patch(box, image, FirstBlock(box, image) + 1, 2); // the header's count
+        box.Patch(image, FirstBlock(box, image) + 1, 2); // the header's count
         string before = box.Hash(image);
         Assert.EndsWith($"{image}: 1 leaked\n16 of 1024 clusters allocated (1.6 %)", box.QcowFs("check", image).Expect(3), StringComparison.Ordinal);
         Assert.Equal(before, box.Hash(image));
@@ -26,8 +26,8 @@ public sealed class CheckRepairTests
     {
         using Sandbox box = new();
         string image = Written(box);
-        Patch(box, image, FirstBlock(box, image) + 1, 0);
-        Patch(box, image, 79, 2);
+        box.Patch(image, FirstBlock(box, image) + 1, 0);
+        box.Patch(image, 79, 2);
         Assert.StartsWith("corruption: cluster at byte 0: ", box.QcowFs("check", "--repair=leaks", image).Expect(2), StringComparison.Ordinal);
         box.MakeDirectory("m");
         Assert.EndsWith($"run qcowfs check --repair {image}, or mount it without -w", box.QcowFs("mount", "-w", image, "m").ExpectError(), StringComparison.Ordinal);
@@ -62,7 +62,7 @@ public sealed class CheckRepairTests
     {
         using Sandbox box = new();
         string image = Written(box);
-        Patch(box, image, 0x30000 + 1, 0x40); // the first L1 entry: a reserved bit
+        box.Patch(image, 0x30000 + 1, 0x40); // the first L1 entry: a reserved bit
         Assert.Contains("(repair: none)\n", box.QcowFs("check", "--repair=all", image).Expect(2), StringComparison.Ordinal);
     }
 
@@ -91,12 +91,5 @@ public sealed class CheckRepairTests
     {
         byte[] bytes = File.ReadAllBytes($"{box.Path}/{image}");
         return System.Buffers.Binary.BinaryPrimitives.ReadInt64BigEndian(bytes.AsSpan(0x10000));
-    }
-
-    private static void Patch(Sandbox box, string image, long offset, byte value)
-    {
-        using FileStream file = File.OpenWrite($"{box.Path}/{image}");
-        file.Position = offset;
-        file.WriteByte(value);
     }
 }

@@ -95,7 +95,7 @@ public sealed class ConfigTests : IDisposable
     public void The_example_is_valid_and_complete()
     {
         using Sandbox box = new();
-        string example = FindExample();
+        string example = Sandbox.Packaging + "/qcowfs.json";
         box.Shell($"mkdir -p etc/qcowfs; mkdir -p /etc/qcowfs; mount --bind etc/qcowfs /etc/qcowfs; cp {example} etc/qcowfs/qcowfs.json").Expect();
         using JsonDocument json = JsonDocument.Parse(box.QcowFs("config", "--json").Expect());
         string text = File.ReadAllText(example);
@@ -106,12 +106,5 @@ public sealed class ConfigTests : IDisposable
         }
         box.Shell("sed -i 's|^  // \"|  \"|' etc/qcowfs/qcowfs.json").Expect();
         Assert.DoesNotContain("default", box.QcowFs("config").Expect(), StringComparison.Ordinal);
-    }
-
-    private static string FindExample()
-    {
-        string? folder = AppContext.BaseDirectory;
-        while (!File.Exists(folder + "/packaging/qcowfs.json")) folder = Path.GetDirectoryName(folder) ?? throw new InvalidOperationException("no packaging/qcowfs.json above the test");
-        return folder + "/packaging/qcowfs.json";
     }
 }

@@ -1,4 +1,6 @@
 // Disks for tests: made by qemu-img, mounted by us, judged by qemu-img.
+using System.Globalization;
+using System.Text;
 using QcowFs.Testing;
 using Xunit;
 
@@ -50,6 +52,52 @@ internal static class Disks
         if (image.EndsWith(".img", StringComparison.Ordinal)) return;
         box.Run("qemu-img", "check", "-q", image).Expect();
         box.QcowFs("check", image).Expect();
+    }
+
+    /// <summary>Makes a directory full of files of all sizes, with links and modes; "d0" is in it. The same one each time: what a machine
+    /// has of its own may change while it is read, or not be there.</summary>
+    public static void MakeTree(this Sandbox box, string name, int mebibytes)
+    {
+        Random random = new(mebibytes);
+        byte[] content = new byte[1 << 20];
+        long left = (long)mebibytes << 20;
+        for (int i = 0; left > 0; i++)
+        {
+            string directory = $"{box.Path}/{name}/d{i / 100}/d{i / 10 % 10}";
+            Directory.CreateDirectory(directory);
+            Span<byte> bytes = content.AsSpan(0, random.Next(8) switch { 0 => random.Next(200_000), 1 => random.Next(content.Length), 2 => 0, _ => random.Next(20_000) });
+            if (i % 3 == 0)
+                FillWithText(bytes, i);
+            else
+                random.NextBytes(bytes);
+            string file = $"{directory}/a file, the {i}th";
+            File.WriteAllBytes(file, bytes);
+            if (i % 7 == 0) File.SetUnixFileMode(file, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            if (i % 9 == 0) File.CreateSymbolicLink(directory + $"/link{i}", i % 2 == 0 ? Path.GetFileName(file) : "/nowhere");
+            left -= bytes.Length;
+        }
+    }
+
+    private static void FillWithText(Span<byte> bytes, int file)
+    {
+        for (int line = 0; !bytes.IsEmpty; line++)
+        {
+            byte[] text = Encoding.ASCII.GetBytes($"Line {line} of file {file} says what most lines of most files say.\n");
+            int count = Math.Min(text.Length, bytes.Length);
+            text.AsSpan(0, count).CopyTo(bytes);
+            bytes = bytes[count..];
+        }
+    }
+
+    /// <summary>What a file takes on the host, in KiB.</summary>
+    public static long Kilobytes(this Sandbox box, string file) => long.Parse(box.Shell($"du -k {file} | cut -f1").Expect(), CultureInfo.InvariantCulture);
+
+    /// <summary>Replaces bytes of a file.</summary>
+    public static void Patch(this Sandbox box, string file, long offset, params byte[] bytes)
+    {
+        using FileStream stream = new($"{box.Path}/{file}", FileMode.Open);
+        stream.Position = offset;
+        stream.Write(bytes);
     }
 
     /// <summary>SHA-256 of a file's bytes.</summary>

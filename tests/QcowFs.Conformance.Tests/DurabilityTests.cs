@@ -56,7 +56,7 @@ public sealed class DurabilityTests
         Tools.Require(File.Exists("/dev/loop-control"), "there are no loop devices");
         // The image lies on a file system whose device loses its upper half: writes there fail.
         string loop = box.Shell("truncate -s 256M device; losetup --find --show device").Expect();
-        box.Shell($"mkfs.ext4 -q -O ^has_journal {loop}; mkdir host m; mount {loop} host; qemu-img create -q -f qcow2 -o preallocation=falloc host/disk.qcow2 160M; sync").Expect();
+        box.Shell($"mkfs.ext4 -q -O ^has_journal {loop}; mkdir host m; mount {loop} host; qemu-img create -q -f qcow2 -o preallocation=falloc host/disk.qcow2 160M; sync -f host").Expect();
         box.QcowFs("mount", "-w", "host/disk.qcow2", "m").Expect();
         const string raw = "m/disk.qcow2.raw";
         box.Shell($"dd if=/dev/urandom of={raw} bs=1M count=4 conv=notrunc,fsync status=none").Expect();

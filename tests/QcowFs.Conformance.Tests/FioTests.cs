@@ -55,7 +55,7 @@ public sealed class FioTests
             "--ioengine=libaio", "--iodepth=32", "--fsync=16", "--time_based", "--runtime=600", "--randrepeat=0");
         // The server is killed once it has demonstrably written much: no timing decides.
         int server = Assert.Single(box.Servers());
-        while (WrittenBytes(server) < (long)killAfterMiB << 20) Assert.False(fio.HasExited);
+        while (Sandbox.WrittenBytes(server) < (long)killAfterMiB << 20) Assert.False(fio.HasExited);
         box.Run("kill", "-KILL", $"{server}").Expect();
         fio.StandardOutput.ReadToEnd();
         fio.WaitForExit();
@@ -79,18 +79,8 @@ public sealed class FioTests
         box.Run(
             "fio", "--name=load", $"--filename={raw}", "--rw=randrw", "--bs=4k", "--size=1T", "--io_size=64M", "--direct=1",
             "--ioengine=libaio", "--iodepth=32", "--numjobs=4", "--group_reporting", "--randrepeat=0").Expect();
-        long peak = StatusKilobytes(Assert.Single(box.Servers()), "VmHWM");
+        long peak = Sandbox.PeakKilobytes(Assert.Single(box.Servers()));
         box.UnmountAndCheck(image);
         Assert.True(peak < 150 << 10, $"peak resident memory was {peak} KiB");
-    }
-
-    private static long WrittenBytes(int process) => FieldOf($"/proc/{process}/io", "wchar:");
-
-    private static long StatusKilobytes(int process, string field) => FieldOf($"/proc/{process}/status", field + ":");
-
-    private static long FieldOf(string file, string field)
-    {
-        string line = File.ReadLines(file).First(l => l.StartsWith(field, StringComparison.Ordinal));
-        return long.Parse(line[field.Length..].Replace("kB", "", StringComparison.Ordinal), System.Globalization.CultureInfo.InvariantCulture);
     }
 }

@@ -101,16 +101,7 @@ public sealed class HelperTests
 
     private static void InstallHelpers(Sandbox box)
     {
-        string? packaging = FindPackaging();
-        Tools.Require(packaging is not null, "the sources are not beside the tests");
         Tools.Require(File.ReadAllText("/proc/filesystems").Contains("overlay", StringComparison.Ordinal), "there is no overlay file system");
-        box.Shell($"PACKAGING={packaging}; {Install}").Expect();
-    }
-
-    private static string? FindPackaging()
-    {
-        for (DirectoryInfo? at = new(AppContext.BaseDirectory); at is not null; at = at.Parent)
-            if (File.Exists(at.FullName + "/packaging/mount.qcowfs")) return at.FullName + "/packaging";
-        return null;
+        box.Shell($"PACKAGING={Sandbox.Packaging}; {Install}").Expect();
     }
 }

@@ -1,6 +1,5 @@
 // Broken images behind a real mount and under the commands: the server goes on serving, within its memory, and ends when it is told to;
 // a command ends with one of its exit codes and at most one line on stderr. A failure names the seed, which gives the images again.
-using System.Globalization;
 using QcowFs.Testing;
 using Xunit;
 
@@ -63,7 +62,7 @@ public sealed class HostileMountTests
             for fact in m/.qcowfs/*/*; do timeout 60 cat "$fact" > /dev/null 2>&1 || true; done
             """).Expect();
         Assert.Equal(server, Assert.Single(box.Servers()));
-        long peak = PeakMiB(server);
+        long peak = Sandbox.PeakKilobytes(server) >> 10;
         Assert.True(peak < MemoryLimitMiB, $"{where}: the server took {peak} MiB");
         Outcome end = box.QcowFs("umount", "m");
         Assert.True(end.ExitCode is 0 or 1, $"{where}: {end.Errors}");
@@ -106,8 +105,4 @@ public sealed class HostileMountTests
 
         return files;
     }
-
-    private static long PeakMiB(int process) => long.Parse(
-        File.ReadLines($"/proc/{process}/status").Single(line => line.StartsWith("VmHWM:", StringComparison.Ordinal)).Split(' ', StringSplitOptions.RemoveEmptyEntries)[1],
-        CultureInfo.InvariantCulture) >> 10;
 }

@@ -1,6 +1,7 @@
 // How mounts begin and end.
 using System.Diagnostics;
 using System.Text.Json;
+using QcowFs.Testing;
 using Xunit;
 
 namespace QcowFs.Conformance.Tests;
@@ -105,6 +106,22 @@ public sealed class LifecycleTests
         box.Shell($"echo x | dd of={raw} conv=notrunc status=none").Expect();
         Assert.Equal("disk.qcow2: 2 B written, 0 B discarded, check: clean; closed and durable", box.QcowFs("umount", "m").Expect());
         Assert.Contains("2 B written", File.ReadAllText(box.Path + "/run/qcowfs/qcowfs.log"), StringComparison.Ordinal);
+    }
+
+    /// <summary>What a server holds, such as the file system that the image lies on, is free when the unmount returns.</summary>
+    [SkippableFact]
+    public void Umount_returns_when_the_server_has_ended()
+    {
+        using Sandbox box = new();
+        Tools.Require("strace");
+        box.MountWritable(box.Make("raw", "1M"));
+        int server = Assert.Single(box.Servers());
+        // The server's end takes two seconds longer than it would.
+        using Process strace = box.Start("strace", "-f", "-p", $"{server}", "-o", "/dev/null", "-e", "inject=exit_group:delay_enter=2000000");
+        Assert.Contains("attached", strace.StandardError.ReadLine()!, StringComparison.Ordinal);
+        box.QcowFs("umount", "m").Expect();
+        Assert.Empty(box.Servers());
+        strace.WaitForExit();
     }
 
     [SkippableFact]

@@ -144,8 +144,8 @@ public sealed class ReflinkViewTests : IDisposable
         _box.Shell("""
             head -c 1M /dev/urandom >some.raw
             qemu-img convert -f raw -O qcow2 some.raw ext4.qcow2
-            head -c 280M /dev/urandom >big.raw
-            qemu-img create -q -f qcow2 -F raw -b "$PWD/big.raw" host/copied.qcow2
+            qemu-img create -q -f qcow2 -o preallocation=falloc big.qcow2 280M
+            qemu-img create -q -f qcow2 -F qcow2 -b "$PWD/big.qcow2" host/copied.qcow2
             qemu-img convert -f raw -O qcow2 -c some.raw host/full.qcow2
             """).Expect();
         Refused("ext4.qcow2", "cannot share blocks", _box.HashByQemu("ext4.qcow2"), "ext4.qcow2");

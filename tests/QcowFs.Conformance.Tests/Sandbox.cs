@@ -4,8 +4,13 @@
 //     mount, so nothing that hangs there can hang it.
 // S2. The end is the same after success and failure: connections of FUSE mounts are aborted, loop devices over our files detached,
 //     every process of the namespace killed, the directory removed.
+// S3. The namespace begins as a copy, and a copy of a mount keeps its file system alive, and with it a loop device or a server that
+//     somebody else waits to see end. So copies that are not needed go at once. Tests run beside each other: a device that was
+//     another's a moment ago, or will be, is never touched.
 using System.Diagnostics;
 using System.Globalization;
+using Microsoft.Win32.SafeHandles;
+using QcowFs.Native;
 using QcowFs.Testing;
 using Xunit;
 
@@ -53,7 +58,7 @@ internal sealed class Sandbox : IDisposable
         Directory.CreateDirectory(Path + "/run-user", owner);
         // The device as udev would make it, for tests as an ordinary user; fusectl, to end a connection that hangs.
         const string setup =
-            "mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse && chown 65534:65534 run-user && "
+            MountNamespace.DropForeignMounts + "mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse && chown 65534:65534 run-user && "
             + "{ mountpoint -q /sys/fs/fuse/connections || mount -t fusectl none /sys/fs/fuse/connections; } && echo ready && exec sleep infinity";
         _holder = Process.Start(new ProcessStartInfo("unshare", ["--mount", "--propagation", "private", "sh", "-c", setup])
         {
@@ -71,6 +76,18 @@ internal sealed class Sandbox : IDisposable
     /// <summary>The program under test: the release build where the runner names it, else the build of the referenced project.</summary>
     public static string Program { get; } =
         Environment.GetEnvironmentVariable("QCOWFS_PROGRAM") is { Length: > 0 } given ? given : AppContext.BaseDirectory + "qcowfs";
+
+    /// <summary>The folder packaging/ of the sources above the test.</summary>
+    public static string Packaging
+    {
+        get
+        {
+            string? folder = AppContext.BaseDirectory;
+            while (!File.Exists(folder + "/packaging/mount.qcowfs"))
+                folder = System.IO.Path.GetDirectoryName(folder) ?? throw new InvalidOperationException("no packaging/ above the test");
+            return folder + "/packaging";
+        }
+    }
 
     /// <summary>The temporary directory; commands start in it.</summary>
     public string Path { get; }
@@ -115,24 +132,24 @@ internal sealed class Sandbox : IDisposable
         return servers;
     }
 
+    /// <summary>Bytes that a process has written so far, to whatever.</summary>
+    public static long WrittenBytes(int process) => FieldOf(process, "io", "wchar:");
+
+    /// <summary>The most memory that a process has had, in KiB.</summary>
+    public static long PeakKilobytes(int process) => FieldOf(process, "status", "VmHWM:");
+
     /// <summary>Waits until no server runs any more.</summary>
     public void WaitForServersToEnd()
     {
         foreach (int server in Servers()) WaitForEnd(server);
     }
 
-    /// <summary>Waits until a process, which need not be our child, has ended.</summary>
+    /// <summary>Waits until a process, which need not be our child, has ended with all its threads, whether or not its parent has taken
+    /// notice. Its entry in /proc says less: that of a killed process can be a zombie's while other threads still hold its files.</summary>
     public static void WaitForEnd(int process)
     {
-        try
-        {
-            using Process found = Process.GetProcessById(process);
-            Assert.True(found.WaitForExit(Limit), $"process {process} does not end");
-        }
-        catch (ArgumentException)
-        {
-            return; // it has ended
-        }
+        using SafeFileHandle handle = new(Libc.OpenProcess(process), ownsHandle: true);
+        Assert.True(handle.IsInvalid || Libc.WaitForEnd((int)handle.DangerousGetHandle(), (int)Limit.TotalMilliseconds), $"process {process} does not end");
     }
 
     public void Dispose()
@@ -155,11 +172,22 @@ internal sealed class Sandbox : IDisposable
     {
         string[] loops = [.. LoopDevices()]; // by their paths, which go with the mounts
         AbortConnections();
-        if (loops.Length > 0)
+        foreach (string loop in loops)
         {
-            // A file system on a loop device goes first; nothing in the namespace is needed any more.
-            Execute(false, "sh", ["-c", string.Concat(loops.Select(l => $"umount -l {l}; losetup -d {l};"))]);
+            // A file system on a loop device goes first; nothing in the namespace is needed any more. While it is open a device
+            // cannot become another's (S3).
+            Execute(
+                false, "sh",
+                ["-c", $"exec 3<{loop} || exit; case $(cat /sys/block/{System.IO.Path.GetFileName(loop)}/loop/backing_file) in {Path}/*) umount -l {loop}; losetup -d {loop};; esac"]);
         }
+
+        // One that is dying may have started another.
+        Wait.Until(KillProcesses, "the processes of the namespace end");
+    }
+
+    /// <summary>Kills what is left in the namespace; true when there was nothing.</summary>
+    private bool KillProcesses()
+    {
         int[] left = [.. Processes().Where(p => p != _holder.Id)];
         foreach (int process in left)
         {
@@ -173,7 +201,9 @@ internal sealed class Sandbox : IDisposable
                 continue;
             }
         }
+
         foreach (int process in left) WaitForEnd(process);
+        return left.Length == 0;
     }
 
     private void AbortConnections()
@@ -195,8 +225,7 @@ internal sealed class Sandbox : IDisposable
     {
         foreach (string device in Directory.EnumerateDirectories("/sys/block", "loop*"))
         {
-            string file = device + "/loop/backing_file";
-            if (File.Exists(file) && File.ReadAllText(file).StartsWith(Path + "/", StringComparison.Ordinal))
+            if (LoopDevice.BackingFileOf(System.IO.Path.GetFileName(device)) is { } file && file.StartsWith(Path + "/", StringComparison.Ordinal))
                 yield return "/dev/" + System.IO.Path.GetFileName(device);
         }
     }
@@ -225,17 +254,13 @@ internal sealed class Sandbox : IDisposable
         }
     }
 
-    private static string? ReadProc(int process, string file)
+    private static long FieldOf(int process, string file, string field)
     {
-        try
-        {
-            return File.ReadAllText($"/proc/{process}/{file}");
-        }
-        catch (IOException)
-        {
-            return null;
-        }
+        string line = File.ReadLines($"/proc/{process}/{file}").First(l => l.StartsWith(field, StringComparison.Ordinal));
+        return long.Parse(line[field.Length..].Replace("kB", "", StringComparison.Ordinal), CultureInfo.InvariantCulture);
     }
+
+    private static string? ReadProc(int process, string file) => Wait.ReadFact($"/proc/{process}/{file}");
 
     private Outcome Execute(bool asUser, string program, string[] arguments)
     {

@@ -20,8 +20,29 @@ public sealed class SandboxTests
         Assert.False(Directory.Exists(box.Path));
 
         // Another test may have been given the same device since.
-        string backing = $"/sys/block/{Path.GetFileName(loop)}/loop/backing_file";
-        Assert.False(File.Exists(backing) && File.ReadAllText(backing).StartsWith(box.Path, StringComparison.Ordinal));
+        Assert.False(LoopDevice.BackingFileOf(Path.GetFileName(loop))?.StartsWith(box.Path, StringComparison.Ordinal) ?? false);
+    }
+
+    /// <summary>S3.</summary>
+    [SkippableFact]
+    public void A_namespace_keeps_no_file_system_of_others_alive()
+    {
+        Tools.Require("losetup", "mkfs.ext4");
+        Tools.Require(File.Exists("/dev/loop-control"), "there are no loop devices");
+        using Sandbox box = new();
+        string raw = box.MountWritable(box.Make("raw", "64M"));
+        string loop = box.Run("losetup", "--find", "--show", raw).Expect();
+        box.Shell($"mkfs.ext4 -q {loop}; mkdir fs; mount {loop} fs").Expect();
+        // One that stays for as long as its input is open.
+        using Process other = box.Start("unshare", "--mount", "--propagation", "private", "sh", "-c", MountNamespace.DropForeignMounts + "cat /proc/mounts; echo end; read wait");
+        List<string> seen = [];
+        while (other.StandardOutput.ReadLine() is { } line && line != "end") seen.Add(line);
+        Assert.NotEmpty(seen);
+        Assert.DoesNotContain(seen, line => line.Contains($" {box.Path}/m ", StringComparison.Ordinal) || line.Contains($" {box.Path}/fs ", StringComparison.Ordinal));
+        box.Shell($"umount fs; losetup -d {loop}").Expect();
+        box.QcowFs("umount", "m").Expect();
+        other.StandardInput.WriteLine();
+        other.WaitForExit();
     }
 
     private static Process Prepare(Sandbox box, out int server, out string loop)
@@ -29,7 +50,7 @@ public sealed class SandboxTests
         string image = box.Make("raw", "64M");
         string raw = box.MountWritable(image);
         loop = box.Run("losetup", "--find", "--show", "--direct-io=on", raw).Expect();
-        box.Shell($"mkfs.ext4 -q {loop}; mkdir fs; mount {loop} fs; echo x > fs/x; sync").Expect();
+        box.Shell($"mkfs.ext4 -q {loop}; mkdir fs; mount {loop} fs; echo x > fs/x; sync -f fs").Expect();
         server = Assert.Single(box.Servers());
         box.Run("kill", "-STOP", $"{server}").Expect();
         return box.Start("cat", raw); // waits in the kernel for an answer that does not come

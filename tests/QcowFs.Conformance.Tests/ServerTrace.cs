@@ -58,5 +58,5 @@ internal sealed class ServerTrace : IDisposable
 
     private bool IsTraced() =>
         Directory.EnumerateDirectories($"/proc/{_server}/task").All(t =>
-            !File.ReadLines(t + "/status").First(l => l.StartsWith("TracerPid:", StringComparison.Ordinal)).EndsWith("\t0", StringComparison.Ordinal));
+            Wait.ReadFact(t + "/status")?.Contains("\nTracerPid:\t0\n", StringComparison.Ordinal) != true); // a thread may end meanwhile
 }

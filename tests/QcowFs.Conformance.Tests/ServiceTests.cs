@@ -53,7 +53,7 @@ public sealed class ServiceTests
     public void The_unit_is_right()
     {
         using Sandbox box = new();
-        string packaging = FindPackaging();
+        string packaging = Sandbox.Packaging;
         string bin = Path.GetDirectoryName(Sandbox.Program)!;
         box.Shell($"mkdir units; sed 's|@bindir@|{bin}|g' {packaging}/qcowfs@.service > units/qcowfs@.service; cp units/qcowfs@.service units/qcowfs@disk.service").Expect();
         if (Tools.Find("systemd-analyze") is not null)
@@ -79,13 +79,5 @@ public sealed class ServiceTests
     {
         byte[] message = new byte[4096];
         return Encoding.UTF8.GetString(message, 0, manager.Receive(message));
-    }
-
-    private static string FindPackaging()
-    {
-        string? folder = AppContext.BaseDirectory;
-        while (!File.Exists(folder + "/packaging/qcowfs@.service"))
-            folder = Path.GetDirectoryName(folder) ?? throw new InvalidOperationException("no packaging/qcowfs@.service above the test");
-        return folder + "/packaging";
     }
 }

@@ -85,7 +85,8 @@ public sealed class VhdxTests
         Tools.Require(File.Exists("/dev/loop-control"), "there are no loop devices");
         box.QcowFs("create", "-f", "vhdx", "disk.vhdx", "256M").Expect();
         string raw = box.MountWritable("disk.vhdx");
-        box.Shell("mkdir tree fs; head -c 30M /dev/urandom > tree/large; cp -r /usr/share/perl5 tree/ 2>/dev/null || cp -r /usr/share/doc/f* tree/").Expect();
+        box.MakeTree("tree", 3);
+        box.Shell("mkdir fs; head -c 30M /dev/urandom > tree/large").Expect();
         string loop = box.Run("losetup", "--find", "--show", "--direct-io=on", raw).Expect();
         box.Shell($"mkfs.ntfs -q -f {loop}; ntfs-3g {loop} fs; cp -r --no-preserve=all tree/. fs/; umount fs; losetup -d {loop}").Expect();
         box.UnmountAndCheck("disk.vhdx");

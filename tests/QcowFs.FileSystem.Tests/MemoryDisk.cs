@@ -8,14 +8,14 @@ namespace QcowFs.FileSystem.Tests;
 
 internal sealed class MemoryDisk : IDiskImage
 {
-    private readonly byte[] _bytes;
+    private byte[] _bytes;
     private readonly bool _readOnly;
 
     public MemoryDisk(int size, bool readOnly = false, long blockSize = 65536)
     {
         _bytes = new byte[size];
         _readOnly = readOnly;
-        Info = new ImageInfo { Path = "dir/disk.qcow2", Format = "qcow2", VirtualSize = size, BlockSize = blockSize };
+        Info = new ImageInfo { Path = "dir/disk.qcow2", Format = "qcow2", VirtualSize = size, SizeUnit = 512, BlockSize = blockSize };
     }
 
     public byte[] Bytes => _bytes;
@@ -28,6 +28,9 @@ internal sealed class MemoryDisk : IDiskImage
 
     /// <summary>The host file that the disk claims to be.</summary>
     public SafeFileHandle? IdentityFile { get; set; }
+
+    /// <summary>Whether it can grow while it is open.</summary>
+    public bool ResizesInPlace { get; set; }
 
     public StorageException? FailSync { get; set; }
 
@@ -67,6 +70,16 @@ internal sealed class MemoryDisk : IDiskImage
     }
 
     public void Reserve(long offset, long length) => Calls.Add($"reserve {offset}+{length}");
+
+    public bool TryGrow(long size)
+    {
+        if (!ResizesInPlace || size < Length) return false;
+        Calls.Add($"size {size}");
+        ChangeSize(size);
+        return true;
+    }
+
+    public void ChangeSize(long size) => Array.Resize(ref _bytes, (int)size);
 
     public void SetLength(long length) => throw new StorageException(Errno.EPERM, "truncate", Name);
 

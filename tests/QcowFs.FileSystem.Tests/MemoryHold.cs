@@ -53,6 +53,12 @@ internal sealed class MemoryHold(MemoryDisk disk, ImageFileFacts facts, HostFile
         return change.Bytes;
     }
 
+    public void SetSize(long size)
+    {
+        Edit($"set size {size}");
+        disk.ChangeSize(size);
+    }
+
     public CheckReport Check()
     {
         Edit("check");

@@ -30,7 +30,7 @@ internal sealed class Mount
     };
 
     public Mount(MemoryDisk disk, uint? mode = null, bool alwaysDirect = false, bool rootIsDisk = false, bool staysOpen = true,
-        TimeSpan? releasePatience = null, PassthroughRule passthrough = PassthroughRule.None)
+        TimeSpan? releasePatience = null, PassthroughRule passthrough = PassthroughRule.None, bool growable = false)
     {
         Disk = disk;
         TreeSettings settings = new()
@@ -48,6 +48,7 @@ internal sealed class Mount
                 Name = "disk.qcow2",
                 Writable = !disk.IsReadOnly,
                 StaysOpen = staysOpen,
+                Growable = growable,
                 Log = Log.Add,
                 ReleasePatience = releasePatience ?? TimeSpan.Zero,
             },

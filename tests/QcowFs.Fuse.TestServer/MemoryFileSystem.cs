@@ -15,7 +15,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public const ulong Disk = 2;
     /// <summary>Reading throws, fsync answers ENOSYS, writing claims more than it was given.</summary>
     public const ulong Fault = 3;
-    /// <summary>A write waits until as many writes as <see cref="Options.Rendezvous"/> are in hand.</summary>
+    /// <summary>A read, write, fsync or fallocate waits until as many as <see cref="Options.Rendezvous"/> are in hand.</summary>
     public const ulong Rendezvous = 4;
     private const ulong FirstEmpty = 100;
 
@@ -26,6 +26,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     private readonly byte* _memory;
     private readonly int _file = -1;
     private readonly Barrier? _barrier;
+    private readonly ManualResetEventSlim _never = new(false);
     private readonly SafeFileHandle? _backing;
     private IBackingFiles? _kernel;
     private int _backingId;
@@ -52,6 +53,9 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     {
         /// <summary>Whether the kernel serves the disk out of <see cref="Backing"/> by itself; 2: every second open forgets to say so.</summary>
         public int Passthrough { get; init; }
+
+        /// <summary>How long each read of the disk waits.</summary>
+        public int DelayMs { get; init; }
     }
 
     /// <summary>How asking for passthrough went.</summary>
@@ -115,6 +119,8 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     {
         count = 0;
         if (node == Fault) throw new InvalidDataException("this file cannot be read");
+        if (node == Rendezvous) return MeetOthers();
+        if (_options.DelayMs > 0) Delay();
         if (!IsDisk(node) || offset >= _options.Size) return Errno.None;
         count = (int)Math.Min(destination.Length, _options.Size - offset);
         Interlocked.Increment(ref Statistics.Reads);
@@ -160,12 +166,14 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
     public Errno Sync(ulong node, ulong handle, bool dataOnly)
     {
         if (node == Fault) return Errno.ENOSYS;
+        if (node == Rendezvous && _barrier is not null) return MeetOthers();
         Interlocked.Increment(ref dataOnly ? ref Statistics.DataSyncs : ref Statistics.Syncs);
         return Errno.None;
     }
 
     public Errno Allocate(ulong node, ulong handle, long offset, long length, int mode)
     {
+        if (node == Rendezvous && _barrier is not null) return MeetOthers();
         if (!IsDisk(node) || mode is not (PunchHole | KeepSize or ZeroRange or (ZeroRange | KeepSize))) return Errno.EOPNOTSUPP;
         if (offset + length > _options.Size) return Errno.ENOSPC;
         if (_file < 0) NativeMemory.Clear(_memory + offset, (nuint)length);
@@ -214,6 +222,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         if (_backingId > 0) _kernel!.Close(_backingId);
         _backing?.Dispose();
         _barrier?.Dispose();
+        _never.Dispose();
     }
 
     private bool IsDisk(ulong node) => node == (_options.FileAsRoot ? IFuseFileSystem.RootNode : Disk);
@@ -225,6 +234,14 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         bool met = _barrier!.SignalAndWait(TimeSpan.FromSeconds(20));
         Interlocked.Decrement(ref Statistics.ConcurrentWrites);
         return met ? Errno.None : Errno.ETIMEDOUT;
+    }
+
+    private void Delay()
+    {
+        long now = Interlocked.Increment(ref Statistics.ConcurrentReads);
+        ServerStatistics.Raise(ref Statistics.MostConcurrentReads, now);
+        _never.Wait(_options.DelayMs);
+        Interlocked.Decrement(ref Statistics.ConcurrentReads);
     }
 
     private void CountMisaligned(byte* buffer)

@@ -1,6 +1,6 @@
 // Mounts a memory file, or a plain file, for the tests and for measuring what the library itself costs.
 // Lines on standard input: "stats" answers one line of JSON, "collect" collects garbage first, "lazy" and "unmount" unmount,
-// "invalidate" drops the disk's cached pages. End of input unmounts lazily, so that a test that dies leaves nothing mounted.
+// "expect-waits" tells the session that handlers are going to wait, "invalidate" drops the disk's cached pages. End of input unmounts lazily, so that a test that dies leaves nothing mounted.
 using System.Globalization;
 using System.Text.Json;
 using QcowFs.Fuse;
@@ -22,6 +22,7 @@ using var fileSystem = new MemoryFileSystem(new(
     size, Number("files", 0), backing, File.Exists(mountPoint), args.Contains("--cached"), Number("rendezvous", 0), Libc.GetUserId())
 {
     Passthrough = Number("passthrough", 0),
+    DelayMs = Number("delay-ms", 0),
 });
 var sessionOptions = new FuseSessionOptions
 {
@@ -30,6 +31,7 @@ var sessionOptions = new FuseSessionOptions
     MaxPayload = Number("payload", 1 << 20),
     CloneDevice = !args.Contains("--shared"),
     Transport = Enum.Parse<FuseTransport>(Option("transport", nameof(FuseTransport.Device))),
+    RingPayloadCut = Number("ring-cut", 0),
     TransportRefused = reason => Console.Error.WriteLine("no io_uring: " + reason),
     Report = fault =>
     {
@@ -95,6 +97,7 @@ void Obey()
                 case "unmount": mount.Unmount(lazy: false); break;
                 case "lazy": mount.Unmount(lazy: true); Console.WriteLine("detached"); break;
                 case "invalidate": Console.WriteLine(session.InvalidateInode(MemoryFileSystem.Disk, 0, 0)); break;
+                case "expect-waits": session.ExpectWaits(true); Console.WriteLine("expected"); break;
                 case "expire": Console.WriteLine(session.InvalidateEntry(IFuseFileSystem.RootNode, "disk"u8)); break;
                 default: Console.WriteLine("unknown command"); break;
             }

@@ -16,6 +16,8 @@ internal sealed class ServerStatistics
     public long MisalignedBuffers;
     public long ConcurrentWrites;
     public long MostConcurrentWrites;
+    public long ConcurrentReads;
+    public long MostConcurrentReads;
     public long DurableWrites;
     public long Syncs;
     public long DataSyncs;

@@ -60,7 +60,7 @@ public sealed class AddCowConcurrencyTests
             other = Start(() => opened.Write(40_000, [2, 2]));
 
             // Until it waits for this write or, where the cluster is not locked, is done.
-            other.LetGoOn();
+            other.LetWait();
         };
         opened.Write(10_000, [1, 1]);
         Join(other!);

@@ -65,7 +65,7 @@ public sealed class GrowTests
         long before = disk.Count(StorageCalls.Sync);
         for (int at = 0; at < clusters * cluster; at += append)
         {
-            Assert.True(image.TryResize(prepared.Guest.Length + at + append));
+            Assert.True(image.TryGrow(prepared.Guest.Length + at + append));
             image.Write(prepared.Guest.Length + at, Pattern.Bytes(2, at, append));
         }
 
@@ -96,7 +96,7 @@ public sealed class GrowTests
         SimulatedDisk disk = SimulatedImages.DiskOf(prepared);
         using CowImage image = SimulatedImages.Open(disk, prepared);
         long before = disk.Count(StorageCalls.Write);
-        Assert.Equal(expected, image.TryResize(prepared.Guest.Length + more));
+        Assert.Equal(expected, image.TryGrow(prepared.Guest.Length + more));
         Assert.Equal(prepared.Guest.Length + (expected ? more : 0), image.Length);
         if (!expected)
             Assert.Equal(before, disk.Count(StorageCalls.Write));
@@ -134,7 +134,7 @@ public sealed class GrowTests
             byte[] next = versions[^1];
             Array.Resize(ref next, size);
             versions.Add(next); // before: a crash in it may leave it
-            Assert.True(image.TryResize(size));
+            Assert.True(image.TryGrow(size));
         }
 
         void Write(int offset, int length, ulong seed)

@@ -14,7 +14,7 @@ internal sealed partial class CowImage
 {
     private long _zeroHost = -1; // where the last block lay when its rest was made zero (R3)
 
-    public bool TryResize(long size)
+    public bool TryGrow(long size)
     {
         if (size < Length || IsReadOnly || Failure is not null || _isWrittenOutside || _dataImage is not null || Info.DataPath is not null)
             return false;

@@ -124,7 +124,11 @@ internal interface IImageLayer
 /// <param name="Size">The size of its disk in bytes, or null where that is not known.</param>
 /// <param name="Problem">Why it cannot be opened, in words that name it, or null.</param>
 /// <param name="Layer">The image as it was read, its file closed again, or null where it cannot be opened.</param>
-internal readonly record struct NamedDisk(long? Size, string? Problem, IImageLayer? Layer = null);
+internal readonly record struct NamedDisk(long? Size, string? Problem, IImageLayer? Layer = null)
+{
+    /// <summary>Its name is none, or the policy does not allow to open it, so nothing is known of it.</summary>
+    public bool IsRefused { get; init; }
+}
 
 internal static class ImageFormats
 {

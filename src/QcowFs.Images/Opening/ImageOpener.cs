@@ -168,15 +168,17 @@ public sealed class ImageOpener(IHostFiles files)
     // What a check wants to know of a file that the image names.
     private NamedDisk Look(string path, NamedReference reference, ReferencePolicy policy)
     {
+        ReferenceGate gate = new(files, policy, path);
         try
         {
-            using IStorage file = new ReferenceGate(files, policy, path).Open(path, reference, writable: false, new OpenOptions());
+            using IStorage file = gate.Open(path, reference, writable: false, new OpenOptions());
             IImageLayer layer = ImageChain.ReadNamed(file, path, reference);
             return new NamedDisk(layer.Describe().VirtualSize, null, layer);
         }
         catch (ImageFormatException fault)
         {
-            return new NamedDisk(null, fault.File == path ? fault.Problem : $"{Printable.Quote(reference.Name)}: {fault.Structure}: {fault.Problem}");
+            string problem = fault.File == path ? fault.Problem : $"{Printable.Quote(reference.Name)}: {fault.Structure}: {fault.Problem}";
+            return new NamedDisk(null, problem) { IsRefused = !gate.Judge(path, reference).IsAllowed };
         }
         catch (Exception fault) when (fault is StorageException or ImageInUseException)
         {

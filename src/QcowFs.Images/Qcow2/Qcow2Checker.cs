@@ -72,7 +72,7 @@ internal sealed class Qcow2Checker : IReferenceVisitor
         int capacity = (int)Math.Min(_counter.ClusterCount + 1, windowClusters);
         _window = new ReferenceWindow(capacity);
         _storedSmall = new byte[capacity];
-        _allReadable = Array.TrueForAll(_stored.Entries, e => e.BlockOffset >= 0 && e.BlockOffset % header.ClusterSize == 0);
+        _allReadable = Enumerable.Range(0, _stored.Entries.Length).All(index => _stored.IsReadable(index));
     }
 
     /// <summary>Checks an image. Faults: <see cref="ImageFormatException"/> where a root structure cannot be understood, so that

@@ -75,6 +75,20 @@ internal sealed class Qcow2Format : IImageFormat
 
         public CheckReport Check() => Qcow2Checker.Diagnose(file, progress: _progress).Report;
 
+        public CheckReport Check(Func<NamedReference, NamedDisk> look) => WithDataFile(Check(), look);
+
+        // As in QEMU, a check without the data file is none, though nothing but metadata is checked. What the gate keeps closed is not
+        // held against the image.
+        private CheckReport WithDataFile(CheckReport report, Func<NamedReference, NamedDisk> look)
+        {
+            NamedReference data = References.FirstOrDefault(r => r.Kind == ReferenceKind.DataFile);
+            NamedDisk disk = data.Name is null ? new NamedDisk(null, "the image does not name it") : look(data);
+            if (!header.HasExternalDataFile || disk.Problem is null || disk.IsRefused)
+                return report;
+            CheckFinding finding = new("data-file-unreachable", CheckSeverity.Unchecked, "data file", -1, disk.Problem, RepairText.None);
+            return report with { CheckErrors = report.CheckErrors + 1, Findings = [.. report.Findings, finding] };
+        }
+
         public CheckReport Repair(RepairMode mode) => Qcow2Repair.Run(file, mode, progress: _progress);
 
         public void ReportTo(Action<double> progress) => _progress = progress;

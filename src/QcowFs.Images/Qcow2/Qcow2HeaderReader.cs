@@ -226,7 +226,7 @@ internal readonly ref struct Qcow2HeaderReader
     private long TableOffset(Qcow2Header header, int at, string field, bool present)
     {
         ulong offset = UInt64(at);
-        if (!present && offset % (ulong)header.ClusterSize == 0)
+        if (!present && offset % (ulong)header.ClusterSize == 0 && offset <= long.MaxValue)
             return 0;
         bool valid = offset >= (ulong)header.ClusterSize && offset < (ulong)Qcow2Limits.MaxHostOffset
             && offset % (ulong)header.ClusterSize == 0;

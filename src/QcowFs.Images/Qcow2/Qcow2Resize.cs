@@ -77,6 +77,7 @@ internal sealed class Qcow2Resize
     private void Grow(long size, IDiskImage? backing)
     {
         L1Entry[] l1 = _edit.ReadL1(_header.L1Offset, _header.L1Size);
+        RequireOwnPlaces(l1);
         int needed = (int)_header.L1EntriesFor(size);
         bool moves = needed > _header.L1Size;
         long offset = moves ? _edit.Counts.Take(needed * (long)L1Entry.Size) : _header.L1Offset;
@@ -129,6 +130,27 @@ internal sealed class Qcow2Resize
         if (_dataFile.Length < size)
             _dataFile.SetLength(size);
         _dataFile.Sync();
+    }
+
+    // The engine refuses an entry of an external data file that leads to another place than the guest's. What is past the disk's end it is
+    // asked about only when the change has begun.
+    private void RequireOwnPlaces(L1Entry[] l1)
+    {
+        byte[] table = new byte[_header.ClusterSize];
+        long firstCluster = _header.VirtualSize >> _header.ClusterBits;
+        for (int i = (int)Math.Min(firstCluster / _header.L2Entries, l1.Length); _header.HasExternalDataFile && i < l1.Length; i++)
+        {
+            if (!l1[i].IsAllocated)
+                continue;
+            _file.Read(l1[i].TableOffset, table);
+            long first = (long)i * _header.L2Entries;
+            for (int at = 0; at < _header.L2Entries; at++)
+            {
+                L2Entry entry = L2Entry.Read(table.AsSpan(at * _header.L2EntrySize));
+                if (first + at >= firstCluster && entry.HostOffset.Value != 0 && entry.HostOffset.Value != (first + at) << _header.ClusterBits)
+                    throw Refused(_file, $"past the disk's end an entry leads to byte {entry.HostOffset.Value} of the data file, expected {(first + at) << _header.ClusterBits}", "restore the image from a copy");
+            }
+        }
     }
 
     /// <summary>The end of the last cluster that has an entry and reaches past the disk's end, or 0.</summary>

@@ -7,6 +7,9 @@ namespace QcowFs.Images.Qcow2;
 /// <summary>The stored reference counts of an image. Used by one thread.</summary>
 internal sealed class RefcountTable
 {
+    // INT64_MAX down to a multiple of the largest alignment that a file can ask for.
+    private const long LongestFile = long.MaxValue & -(1L << 30);
+
     private readonly Qcow2Header _header;
     private readonly IStorage _file;
     private readonly byte[] _block;
@@ -37,10 +40,11 @@ internal sealed class RefcountTable
     /// <summary>The first cluster whose count is in another block.</summary>
     public long BlockEnd(long cluster) => (BlockOf(cluster) + 1) * _header.RefcountsPerBlock;
 
-    /// <summary>Whether a block can be read: false where its entry is misaligned or beyond what an offset can be. A block that is not
-    /// there holds zeros.</summary>
+    /// <summary>Whether a block can be read: false where its entry is misaligned or beyond what an offset can be, which ends where QEMU's
+    /// files end. A block that is not there holds zeros.</summary>
     public bool IsReadable(long blockIndex) => blockIndex >= Entries.Length
-        || (Entries[blockIndex].BlockOffset >= 0 && Entries[blockIndex].BlockOffset % _header.ClusterSize == 0);
+        || (Entries[blockIndex].BlockOffset >= 0 && Entries[blockIndex].BlockOffset <= LongestFile - _header.ClusterSize
+            && Entries[blockIndex].BlockOffset % _header.ClusterSize == 0);
 
     /// <summary>Whether a block is there and lies in the file.</summary>
     public bool HasBlock(long blockIndex)

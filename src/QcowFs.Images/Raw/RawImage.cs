@@ -1,8 +1,7 @@
 // A raw image as a disk: every guest byte is the file's byte at the same offset. The disk's size is the file's length when it was
-// opened, whatever it is a multiple of, unless it was given another since, or others were let write to it: then it is the file's length
-// now.
+// opened, whatever it is a multiple of; it changes by TrySetFileLength, or where others were let write to the file, with the file.
 // I4. Sync returns after a sync of the file that began after every acknowledged write.
-// I7. Every change passes a LatchedStorage.
+// I7. Every change passes a LatchedStorage, but for a new length: what the host refuses of it leaves the disk as it was.
 using System.Diagnostics.CodeAnalysis;
 using Microsoft.Win32.SafeHandles;
 using QcowFs.Images.Engine;
@@ -84,6 +83,17 @@ internal sealed class RawImage : IDiskImage
             throw new StorageException(Errno.EPERM, "truncate", Name);
     }
 
+    public bool TrySetFileLength(long length)
+    {
+        if (IsReadOnly)
+            return false;
+        if (Failure is not null)
+            throw new StorageException(Errno.EIO, "truncate after an earlier failure", Name);
+        _original.SetLength(length); // a length that the host cannot have is no failure of the image
+        Volatile.Write(ref _length, length);
+        return true;
+    }
+
     public void Sync()
     {
         if (IsReadOnly)
@@ -103,18 +113,6 @@ internal sealed class RawImage : IDiskImage
         // A file that was cut behind our back reads as zeros up to the disk's end.
         length = end > offset ? Math.Min(length, end - offset) : length;
         return isData ? new Extent(ExtentKind.Data, length, offset, Writable: true) : new Extent(ExtentKind.Backing, length);
-    }
-
-    public bool IsSizedByFile => true;
-
-    // Not through the latch: a length that the host refuses is left as it was, and the disk with it.
-    public bool TryResize(long size)
-    {
-        if (IsReadOnly || Failure is not null || _original is FileStorage hostFile && hostFile.QueryFacts().IsBlockDevice)
-            return false;
-        _original.SetLength(size);
-        Volatile.Write(ref _length, size);
-        return true;
     }
 
     public bool TryGetIdentityFile([NotNullWhen(true)] out SafeFileHandle? file)

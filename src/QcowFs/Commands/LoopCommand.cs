@@ -61,12 +61,12 @@ internal static class LoopCommand
         int fd = Libc.Open(mountPoint, (writable ? Libc.O_RDWR : Libc.O_RDONLY) | Libc.O_CLOEXEC, 0);
         if (fd < 0) throw new CommandFailure(mountPoint, ErrnoText.Describe(Libc.LastErrno), "see the server's log");
         using SafeFileHandle disk = new(fd, ownsHandle: true);
-        int sectors = sectorSize ?? PartitionTable.SectorSizeOf(disk) ?? PartitionTable.SmallSector;
+        int sectors = sectorSize ?? PartitionDevices.SectorSizeOf(disk) ?? PartitionDevices.SmallSector;
         long length = RandomAccess.GetLength(disk);
         if (length < sectors)
             throw new CommandFailure(image, $"the disk has {length} bytes, less than a sector", "a loop device needs a disk of one sector at least");
         LoopDevice device = LoopDevice.Attach(disk, mountPoint, writable, sectors);
-        PartitionTable.Add(device, disk);
+        PartitionDevices.Add(device, disk);
         return device;
     }
 
@@ -74,7 +74,7 @@ internal static class LoopCommand
     private static int? StatedBy(ImageFileFacts facts)
     {
         foreach (FormatFact fact in facts.FormatSpecific)
-            if (fact is { Key: "logical-sector-size", Value: long and > PartitionTable.SmallSector }) return (int)(long)fact.Value;
+            if (fact is { Key: "logical-sector-size", Value: long and > PartitionDevices.SmallSector }) return (int)(long)fact.Value;
         return null;
     }
 

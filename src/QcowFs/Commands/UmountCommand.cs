@@ -12,6 +12,8 @@ internal static class UmountCommand
 {
     private static readonly Option Lazy = new("lazy", "detach at once, then wait for the last close");
 
+    private static readonly TimeSpan LeavingLimit = TimeSpan.FromSeconds(5);
+
     public static Command Table { get; } = new(
         "umount", "unmount, wait until all is on stable storage, and say what was done", ["MOUNTPOINT"], [Lazy, ImageOptions.Json], Run);
 
@@ -34,30 +36,32 @@ internal static class UmountCommand
 
     private static Receipt Unmount(string given, MountEntry mount, bool lazy)
     {
-        // A close that has just returned may still be on its way through the kernel: who holds nothing in the end was not busy.
-        const int attempts = 20;
-        List<string> holders = [];
-        for (int attempt = 0; attempt < attempts; attempt++)
+        // A close that has just returned may still be on its way through the kernel, and so may the end of a loop device: who holds
+        // nothing in the end was not busy. The server takes a moment for each attempt but the first.
+        long started = TimeProvider.System.GetTimestamp();
+        for (bool again = false; ; again = true)
         {
-            bool again = attempt > 0;
-            using JsonDocument? answer = ControlClient.Ask(mount, json =>
-            {
-                json.WriteStartObject();
-                json.WriteString("command", "umount");
-                json.WriteBoolean("lazy", lazy);
-                json.WriteBoolean("again", again);
-                json.WriteEndObject();
-            });
+            using JsonDocument? answer = ControlClient.Ask(
+                mount,
+                json =>
+                {
+                    json.WriteStartObject();
+                    json.WriteString("command", "umount");
+                    json.WriteBoolean("lazy", lazy);
+                    json.WriteBoolean("again", again);
+                    json.WriteEndObject();
+                },
+                isLast: static answer => answer.TryGetProperty("receipt", out _));
             if (answer is null) throw WithoutServer(given, mount);
             if (answer.RootElement.TryGetProperty("receipt", out JsonElement receipt)) return Receipt.Read(receipt);
             if (answer.RootElement.TryGetProperty("failure", out JsonElement failure)) throw new ServerFailure(failure.GetString()!);
             if (answer.RootElement.TryGetProperty("error", out JsonElement error))
                 throw new CommandFailure(given, error.GetString()!, answer.RootElement.GetProperty("advice").GetString()!);
-            holders = Holders.Find(mount);
-            if (holders.Count > 0) break;
+            List<Holder> holders = Holders.Find(mount);
+            if (holders.TrueForAll(holder => holder.IsLeaving) && TimeProvider.System.GetElapsedTime(started) < LeavingLimit) continue;
+            string who = holders.Count > 0 ? string.Join(", ", holders.Select(holder => holder.Name)) : "a process that you may not see";
+            throw new CommandFailure(given, $"in use by {who}", "end that first, or give --lazy");
         }
-        string who = holders.Count > 0 ? string.Join(", ", holders) : "a process that you may not see";
-        throw new CommandFailure(given, $"in use by {who}", "end that first, or give --lazy");
     }
 
     /// <summary>No server listens. A dead one leaves a mount that answers ENOTCONN; that is taken away.</summary>

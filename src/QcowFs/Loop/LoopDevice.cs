@@ -29,6 +29,10 @@ internal sealed record LoopDevice(string Path, string File)
     public IReadOnlyList<string> Partitions =>
         [.. Directory.EnumerateDirectories($"{Blocks}/{Name}", Name + "p*").Select(d => System.IO.Path.GetFileName(d)!).Order(StringComparer.Ordinal)];
 
+    /// <summary>Whether the kernel lets go of the file at the last close: detached while somebody had it open, or attached so (mount -o
+    /// loop).</summary>
+    public bool IsDetached => ReadFact($"{Blocks}/{Name}/loop/autoclear") != "0"; // null: gone in the meantime
+
     /// <summary>All loop devices that are attached.</summary>
     public static IEnumerable<LoopDevice> All()
     {
@@ -90,7 +94,7 @@ internal sealed record LoopDevice(string Path, string File)
     public void Detach()
     {
         if (Users() is { Count: > 0 } users) throw new CommandFailure(Path, $"in use by {string.Join(", ", users)}", "end that first");
-        PartitionTable.Remove(this);
+        PartitionDevices.Remove(this);
         using (SafeFileHandle device = OpenDevice(Path))
         {
             if (Libc.IoctlWithInteger(Number(device), Libc.LOOP_CLR_FD, 0) != 0)

@@ -5,7 +5,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace QcowFs.Loop;
 
-internal static class PartitionTable
+internal static class PartitionDevices
 {
     public const int SmallSector = 512;
     public const int LargeSector = 4096;

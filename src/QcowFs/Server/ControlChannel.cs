@@ -1,5 +1,6 @@
 // The wire of the control socket: one line of JSON each way. Both sides use this.
 using System.Buffers;
+using System.Buffers.Binary;
 using System.Net.Sockets;
 using System.Text.Json;
 
@@ -18,6 +19,16 @@ internal static class ControlChannel
         using (Utf8JsonWriter json = new(line)) write(json);
         line.Write("\n"u8);
         for (ReadOnlySpan<byte> rest = line.WrittenSpan; !rest.IsEmpty;) rest = rest[socket.Send(rest)..];
+    }
+
+    /// <summary>struct ucred of the other side: process (0 where ours cannot see it), user.</summary>
+    public static (int Process, uint User) PeerOf(Socket socket)
+    {
+        const int socketLevel = 1;
+        const int peerCredentials = 17;
+        Span<byte> credentials = stackalloc byte[12]; // and the group
+        socket.GetRawSocketOption(socketLevel, peerCredentials, credentials);
+        return (BinaryPrimitives.ReadInt32LittleEndian(credentials), BinaryPrimitives.ReadUInt32LittleEndian(credentials[4..]));
     }
 
     /// <summary>Reads one line; null where the other side closed before its end or sent no JSON.</summary>

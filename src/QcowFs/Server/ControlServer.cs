@@ -1,5 +1,4 @@
 // The server's end of the control socket. Only the user who mounted, and root, are listened to.
-using System.Buffers.Binary;
 using System.Net.Sockets;
 using System.Text.Json;
 using QcowFs.Native;
@@ -114,14 +113,6 @@ internal sealed class ControlServer : IDisposable
         });
     }
 
-    /// <summary>struct ucred of the peer: process, user, group.</summary>
-    private static bool IsAllowed(Socket peer)
-    {
-        const int socketLevel = 1;
-        const int peerCredentials = 17;
-        Span<byte> credentials = stackalloc byte[12];
-        peer.GetRawSocketOption(socketLevel, peerCredentials, credentials);
-        uint user = BinaryPrimitives.ReadUInt32LittleEndian(credentials[4..]);
-        return user == 0 || user == Libc.GetUserId();
-    }
+    private static bool IsAllowed(Socket peer) =>
+        ControlChannel.PeerOf(peer).User is var user && (user == 0 || user == Libc.GetUserId());
 }

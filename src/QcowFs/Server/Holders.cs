@@ -1,16 +1,24 @@
 // Who keeps a mount busy: open files, working directories, mapped files, loop devices. Everything is read from /proc and /sys, so
 // neither the mount nor its server is asked.
 using System.Globalization;
+using QcowFs.Loop;
 
 namespace QcowFs.Server;
+
+/// <summary>What holds a mount.</summary>
+/// <param name="Name">In words: "bash (process 4711)", "/dev/loop0".</param>
+/// <param name="IsLeaving">Whether it lets go by itself: a loop device that is detached already, and that a program which looks at it
+/// (udev, blkid), or the end of an unmount, keeps for a moment.</param>
+internal sealed record Holder(string Name, bool IsLeaving = false);
 
 /// <summary>Finds the processes and devices that hold a mount.</summary>
 internal static class Holders
 {
-    /// <summary>Each holder in words: "bash (process 4711)", "/dev/loop0". What may not be looked at is left out.</summary>
-    public static List<string> Find(MountEntry mount)
+    /// <summary>Each holder. What may not be looked at is left out.</summary>
+    public static List<Holder> Find(MountEntry mount)
     {
-        List<string> holders = [];
+        List<Holder> holders = [];
+        List<MountEntry> mounts = MountTable.Read();
         HashSet<int> callers = Callers();
         foreach (string directory in Directory.EnumerateDirectories("/proc"))
         {
@@ -18,22 +26,19 @@ internal static class Holders
             if (!int.TryParse(process, NumberStyles.None, CultureInfo.InvariantCulture, out int id) || callers.Contains(id)) continue;
             try
             {
-                if (Holds(directory, process, mount)) holders.Add($"{File.ReadAllText(directory + "/comm").TrimEnd()} (process {process})");
+                if (Holds(directory, process, mount)) holders.Add(new($"{File.ReadAllText(directory + "/comm").TrimEnd()} (process {process})"));
             }
             catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
             {
                 continue; // it has ended, or belongs to another user
             }
         }
-        foreach (string device in Directory.EnumerateDirectories("/sys/block", "loop*"))
-        {
-            string file = device + "/loop/backing_file";
-            if (File.Exists(file) && IsBelow(File.ReadAllText(file).TrimEnd('\n'), mount.MountPoint))
-                holders.Add("/dev/" + Path.GetFileName(device));
-        }
-        foreach (MountEntry other in MountTable.Read())
+        foreach (LoopDevice device in LoopDevice.All())
+            if (IsBelow(device.File, mount.MountPoint))
+                holders.Add(new(device.Path, device.IsDetached && !mounts.Exists(m => m.Source == device.Path)));
+        foreach (MountEntry other in mounts)
             if (other.Id != mount.Id && IsBelow(other.MountPoint, mount.MountPoint) && other.MountPoint != mount.MountPoint)
-                holders.Add("the mount at " + other.MountPoint);
+                holders.Add(new("the mount at " + other.MountPoint));
         return holders;
     }
 

@@ -35,6 +35,7 @@ internal sealed class MountServer : IDisposable
     private Receipt? _receipt; // set before _ended
     private int _terminations;
     private volatile bool _frozen;
+    private volatile FuseSession? _session;
 
     private MountServer(MountSettings settings)
     {
@@ -66,6 +67,7 @@ internal sealed class MountServer : IDisposable
                 Dedup = open.Dedup is null ? null : open.Dedup with { IsOptional = true },
                 Journal = open.Journal is null ? null : open.Journal with { IsOptional = true },
             },
+            Growable = settings.MayGrow,
             ShowsPartitions = settings.Tree.ShowsPartitions,
             Log = _log.Write,
             Describe = ErrorLine.For,
@@ -92,6 +94,7 @@ internal sealed class MountServer : IDisposable
             {
                 Name = Path.GetFileName(_settings.Source),
                 Writable = _settings.IsWritable,
+                Growable = _settings.MayGrow,
                 StaysOpen = true,
                 ShowsPartitions = _settings.Tree.ShowsPartitions,
                 Log = _log.Write,
@@ -139,8 +142,10 @@ internal sealed class MountServer : IDisposable
             NoExec = _settings.NoExec,
             NoAccessTime = _settings.NoAccessTime,
         });
-        using FuseSession session = new(_fileSystem, _mount.TakeDevice(), new FuseSessionOptions
+        FuseSessionOptions defaults = new();
+        using FuseSession session = new(_fileSystem, _mount.TakeDevice(), defaults with
         {
+            MaxPayload = IsResident ? ResidentMemory.MaxPayload : defaults.MaxPayload,
             Threads = _settings.ThreadCount == 0 && IsResident ? ResidentMemory.Threads : _settings.ThreadCount,
             ResidentMemory = IsResident,
             Transport = _settings.TransportChoice,
@@ -150,6 +155,7 @@ internal sealed class MountServer : IDisposable
             Served = DiskFileSystem.Served,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
         });
+        _session = session;
         try
         {
             session.Start();
@@ -243,10 +249,26 @@ internal sealed class MountServer : IDisposable
         }
     }
 
+    private void Freeze()
+    {
+        _session?.ExpectWaits(true);
+        try
+        {
+            _fileSystem.Freeze();
+        }
+        catch
+        {
+            _session?.ExpectWaits(false);
+            throw;
+        }
+        _frozen = true;
+    }
+
     private void Thaw()
     {
         _frozen = false;
         _fileSystem.Thaw();
+        _session?.ExpectWaits(false);
     }
 
     /// <summary>Answers a request of the control socket; on a thread of its own.</summary>
@@ -293,8 +315,7 @@ internal sealed class MountServer : IDisposable
         switch (state)
         {
             case "freeze":
-                _fileSystem.Freeze();
-                _frozen = true;
+                Freeze();
                 break;
             case "thaw":
                 Thaw();

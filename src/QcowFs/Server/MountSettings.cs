@@ -22,6 +22,7 @@ internal sealed record MountSettings
     public static readonly Option Stream = new(
         "stream", "fill an add-cow image from its backing file in the background, RATE bytes a second; default: 64M", "RATE")
     { ValueIsOptional = true };
+    public static readonly Option Growable = new("growable", "writing past the end of a disk, or cutting its file, gives the disk another size");
     public static readonly Option Passthrough = new(
         "passthrough", "let the kernel write a disk that is a plain file directly: as fast as the file, and past the end it grows");
     public static readonly Option ReflinkView = new(
@@ -46,7 +47,7 @@ internal sealed record MountSettings
 
     public static Option[] All { get; } =
     [
-        Writable, Overlay, Stream, Journal, Passthrough, ReflinkView, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
+        Writable, Overlay, Stream, Journal, Growable, Passthrough, ReflinkView, Dedup, .. DedupOptions.All, Snapshot, ImageOptions.Format, ImageOptions.References, AllowOther, Uid, Gid, Mode,
         CacheSize, Cache, Threads, Transport, DirectIo, NoPartitions, Log, Foreground, NonEmpty, List,
     ];
 
@@ -63,6 +64,9 @@ internal sealed record MountSettings
 
     /// <summary>Which disks the kernel may serve by itself.</summary>
     public FileSystem.PassthroughRule PassthroughRule { get; init; }
+
+    /// <summary>Whether disks take the size that their files are given.</summary>
+    public bool MayGrow { get; init; }
 
     /// <summary>Whether views are made of read-only disks, so that the kernel can serve them.</summary>
     public bool MakesViews { get; init; }
@@ -109,10 +113,8 @@ internal sealed record MountSettings
             throw CommandFailure.Usage(Snapshot.Display, "contradicts --writable", "mount it read-only, or make it the active disk with qcowfs snapshot apply");
         if (!changesImage && line.Has(Stream))
             throw CommandFailure.Usage(Stream.Display, "needs --writable", "give -w too");
-        if (!changesImage && line.Has(Passthrough))
-            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
-        if (line.Has(Passthrough) && line.Choice(Cache, "host", "none") == "none")
-            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
+        if (!writable && line.Has(Growable))
+            throw CommandFailure.Usage(Growable.Display, "needs --writable", "give -w too, or --overlay");
         if (!changesImage && line.Has(Dedup))
             throw CommandFailure.Usage(Dedup.Display, "needs --writable", "give -w too");
         foreach (Option option in DedupOptions.All)
@@ -125,12 +127,10 @@ internal sealed record MountSettings
         {
             throw line.Wrong(DirectIo, $"off is not possible with {(changesImage ? Writable : Overlay).Display}", "leave it out: cached pages would go stale");
         }
-        // Who wants no page cache in between gets every request served here.
-        bool usesCache = direct != "on" && (line.Choice(Cache, "host", "none") ?? "host") == "host";
         return new MountSettings
         {
-            PassthroughRule = !usesCache ? FileSystem.PassthroughRule.None
-                : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable : FileSystem.PassthroughRule.ReadOnly,
+            PassthroughRule = PassthroughFrom(line, changesImage, direct),
+            MayGrow = line.Has(Growable),
             MakesViews = line.Has(ReflinkView),
             Source = line.Operands[0],
             MountPoint = line.Operands[1],
@@ -160,6 +160,19 @@ internal sealed record MountSettings
             NoExec = line.MountWords.Contains("noexec"),
             NoAccessTime = line.MountWords.Contains("noatime"),
         };
+    }
+
+    private static FileSystem.PassthroughRule PassthroughFrom(ParsedLine line, bool changesImage, string direct)
+    {
+        bool usesHostCache = line.Choice(Cache, "host", "none") is null or "host";
+        if (!changesImage && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "needs --writable", "give -w too; what is read-only needs no option for it");
+        if (!usesHostCache && line.Has(Passthrough))
+            throw CommandFailure.Usage(Passthrough.Display, "is not possible with --cache=none", "leave one of them out: the kernel would use the page cache");
+        // Who wants no page cache in between gets every request served here.
+        return direct == "on" || !usesHostCache ? FileSystem.PassthroughRule.None
+            : line.Has(Passthrough) ? FileSystem.PassthroughRule.Writable
+            : changesImage && line.Has(Growable) ? FileSystem.PassthroughRule.Growing : FileSystem.PassthroughRule.ReadOnly;
     }
 
     private static OpenOptions OpenFrom(ParsedLine line, bool writable)

@@ -11,8 +11,13 @@ namespace QcowFs.Server;
 
 internal static class ResidentMemory
 {
-    /// <summary>Threads of a server with resident memory: a fixed number, since a new one brings memory that nobody has touched.</summary>
-    public const int Threads = 8;
+    /// <summary>Threads of a server with resident memory: a fixed number, since a new one brings memory that nobody has touched. It is the
+    /// depth at which the device is driven, as every transfer waits for it.</summary>
+    public const int Threads = 32;
+
+    /// <summary>Largest transfer: the buffers of all threads together are 16 MiB. The kernel splits a larger request, and its parts are
+    /// under way at the same time.</summary>
+    public const int MaxPayload = 256 << 10;
 
     /// <summary>Variables for the runtime: code is compiled once, not again when it turns out to be used much, and is written where it is
     /// run. Both would bring new pages in the middle of serving (seen to hang a server once in some ten runs).</summary>

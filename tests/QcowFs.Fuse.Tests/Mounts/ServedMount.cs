@@ -27,7 +27,9 @@ internal sealed class ServedMount : IDisposable
 
     private const string Base = "/mnt";
     private const string AsUser = "setpriv --reuid=65534 --regid=65534 --clear-groups ";
-    private static readonly TimeSpan HangLimit = TimeSpan.FromSeconds(60);
+
+    /// <summary>Only a hang takes this long, on the slowest machine too.</summary>
+    public static readonly TimeSpan HangLimit = TimeSpan.FromMinutes(4);
 
     private readonly Process _process;
     private readonly bool _asUser;
@@ -48,12 +50,19 @@ internal sealed class ServedMount : IDisposable
         get { lock (_complaints) return string.Join('\n', _complaints); }
     }
 
+    /// <summary>Waits until the server has written this to standard error, which another thread of ours reads, and nothing else.</summary>
+    public void AwaitComplaints(string expected)
+    {
+        SpinWait.SpinUntil(() => Complaints.Length >= expected.Length, HangLimit);
+        Assert.Equal(expected, Complaints);
+    }
+
     /// <summary>Skips the test where this machine cannot make real mounts.</summary>
     public static void Require()
     {
         Skip.IfNot(Environment.UserName == "root", "real mounts are tested as root, which makes the namespaces");
         Skip.IfNot(File.Exists("/dev/fuse"), "/dev/fuse is missing");
-        foreach (string program in new[] { "unshare", "nsenter", "setpriv", "fusermount3", "fio", "python3" })
+        foreach (string program in new[] { "unshare", "nsenter", "setpriv", "fusermount3", "fio", "python3", "strace" })
             Skip.IfNot(Which(program), program + " is missing");
     }
 
@@ -137,6 +146,44 @@ internal sealed class ServedMount : IDisposable
         string line = ReadLine();
         Assert.True(_process.WaitForExit(HangLimit), "the server did not end");
         return line;
+    }
+
+    /// <summary>The read(2) and write(2) calls of the server while <paramref name="work"/> is done.</summary>
+    public long TransfersOf(Action work)
+    {
+        long before = Transfers();
+        work();
+        return Transfers() - before;
+
+        long Transfers() => File.ReadLines($"/proc/{_process.Id}/io")
+            .Where(line => line.StartsWith("sysc", StringComparison.Ordinal))
+            .Sum(line => long.Parse(line.Split(' ')[1]));
+    }
+
+    /// <summary>The io_uring_enter(2) calls of the server while <paramref name="work"/> is done.</summary>
+    public long EntersOf(Action work)
+    {
+        string file = Path.GetTempFileName();
+        try
+        {
+            using Process trace = Process.Start(Bash($"exec strace -f -e trace=io_uring_enter -o {file} -p {_process.Id}"))!;
+            Assert.NotNull(trace.StandardError.ReadLine()); // "attached": from here on nothing is missed
+            work();
+            using Process interrupt = Process.Start(Bash($"kill -INT {trace.Id}"))!;
+            Assert.True(trace.WaitForExit(HangLimit), "strace does not end");
+            return File.ReadLines(file).Count(line => line.Contains("io_uring_enter(", StringComparison.Ordinal)); // "resumed" lines have none
+        }
+        finally
+        {
+            File.Delete(file);
+        }
+    }
+
+    /// <summary>Ends the server as it stands.</summary>
+    public void Kill()
+    {
+        _process.Kill();
+        Assert.True(_process.WaitForExit(HangLimit), "a killed server does not end");
     }
 
     public string ReadLine()

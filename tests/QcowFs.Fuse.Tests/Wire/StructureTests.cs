@@ -38,6 +38,8 @@ public sealed class StructureTests
             (80, StatFsOut.Size, Unsafe.SizeOf<StatFsOut>()),
             (24, DirectoryEntry.Size, Unsafe.SizeOf<DirectoryEntry>()),
             (152, DirectoryEntryPlus.Size, Unsafe.SizeOf<DirectoryEntryPlus>()),
+            (24, RingCommandRequest.Size, Unsafe.SizeOf<RingCommandRequest>()),
+            (288, RingEntryHead.Size, Unsafe.SizeOf<RingEntryHead>()),
             (24, InvalidateInodeOut.Size, Unsafe.SizeOf<InvalidateInodeOut>()),
             (16, InvalidateEntryOut.Size, Unsafe.SizeOf<InvalidateEntryOut>()),
         ];

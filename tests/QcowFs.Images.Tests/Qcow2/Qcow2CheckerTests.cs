@@ -13,6 +13,26 @@ public sealed class Qcow2CheckerTests : IDisposable
 
     public void Dispose() => _temp.Dispose();
 
+    [Fact]
+    public void Without_its_data_file_an_image_is_not_checked()
+    {
+        string path = _temp["external.qcow2"];
+        Directory.CreateDirectory(_temp["else"]);
+        Qemu.Img("create", "-q", "-f", "qcow2", "-o", $"data_file={_temp["data"]}", path, "1M");
+        ImageOpener opener = new(HostFileSystem.Instance);
+        Assert.Equal((0, 0), (opener.Check(path).ExitCode, QemuImg.Check(path).ExitCode));
+        File.Move(_temp["data"], _temp["else/data"]);
+        CheckReport report = opener.Check(path);
+        Assert.Equal((1, 1), (report.ExitCode, QemuImg.Check(path).ExitCode));
+        CheckFinding finding = Assert.Single(report.Findings);
+        Assert.Equal(("data-file-unreachable", CheckSeverity.Unchecked), (finding.Kind, finding.Severity));
+        Assert.EndsWith("it does not exist", finding.Message, StringComparison.Ordinal);
+
+        // What may not be opened is no matter of the image.
+        File.Move(path, _temp["else/external.qcow2"]);
+        Assert.Equal(0, opener.Check(_temp["else/external.qcow2"]).ExitCode);
+    }
+
     public static TheoryData<string, string> CleanImages => new()
     {
         { "default", "" },

@@ -35,7 +35,7 @@ public sealed class AddCowMutationTests(ITestOutputHelper output)
             "            if (takeDataDirty())",
             """
                         if (!_isComplete && IsEveryBitSet() && _bitmap.Geometry.Header.Layout == AddCowLayout.Final)
-                            WriteFeatures(_file, _bitmap.Geometry.Header.CompatFeatures | AddCowFeatures.AllAllocated);
+                            WriteFeatures(_file, _bitmap.Geometry.Header with { CompatFeatures = _bitmap.Geometry.Header.CompatFeatures | AddCowFeatures.AllAllocated });
                         if (takeDataDirty())
             """,
             nameof(Probes.AddCowCrash)),

@@ -17,12 +17,21 @@ public sealed class IoUringSwitch : IDisposable
 
     /// <summary>Waits for others, and switches on. Without effect where the kernel has no such switch, or we may not use it.</summary>
     public IoUringSwitch()
+        : this(on: true)
+    {
+    }
+
+    private IoUringSwitch(bool on)
     {
         if (!File.Exists(Parameter) || Environment.UserName != "root") return;
         _parameter = Lock();
+        if (_parameter is null) return;
         _before = (byte)_parameter.ReadByte();
-        Set((byte)'Y');
+        Set((byte)(on ? 'Y' : 'N'));
     }
+
+    /// <summary>Waits for others, and switches off.</summary>
+    public static IoUringSwitch Off() => new(on: false);
 
     /// <summary>Skips the test where the switch is without effect.</summary>
     public void Require() => Skip.If(_parameter is null, "the kernel has no FUSE over io_uring, or this is not root");
@@ -35,17 +44,23 @@ public sealed class IoUringSwitch : IDisposable
         _parameter.Dispose();
     }
 
-    private static FileStream Lock()
+    /// <summary>Null where the file cannot be written, as in a container with a read-only /sys.</summary>
+    private static FileStream? Lock()
     {
+        const int isLocked = 11; // EWOULDBLOCK
         while (true)
         {
             try
             {
                 return new FileStream(Parameter, FileMode.Open, FileAccess.ReadWrite, FileShare.None, bufferSize: 0);
             }
-            catch (IOException)
+            catch (IOException fault) when (fault.HResult == isLocked)
             {
                 Thread.Sleep(50); // somebody else's tests
+            }
+            catch (Exception fault) when (fault is IOException or UnauthorizedAccessException)
+            {
+                return null;
             }
         }
     }

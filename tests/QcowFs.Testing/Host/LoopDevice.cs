@@ -16,5 +16,8 @@ public sealed class LoopDevice : IDisposable
     /// <summary>The device, such as /dev/loop0.</summary>
     public string Path { get; }
 
+    /// <summary>The file behind a device by its name, such as loop0, or null where it has none.</summary>
+    public static string? BackingFileOf(string name) => Wait.ReadFact($"/sys/block/{name}/loop/backing_file")?.TrimEnd('\n');
+
     public void Dispose() => ChildProcess.Run("losetup", "--detach", Path).MustSucceed();
 }

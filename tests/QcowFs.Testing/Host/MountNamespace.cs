@@ -5,13 +5,26 @@ namespace QcowFs.Testing;
 /// client side of a mount test: the test's own process must never touch a mount that it may have to kill the server of.</summary>
 public sealed class MountNamespace : IDisposable
 {
+    /// <summary>A script for a new namespace, which has copies of all mounts of the one before. A copy keeps a file system alive after
+    /// its own has been unmounted: so those of loop devices and of FUSE, which somebody may want to see end, are dropped, unless the
+    /// working directory is on them.</summary>
+    public const string DropForeignMounts =
+        """
+        cat /proc/mounts | while read -r source at type rest; do
+            case $source:$type in /dev/loop*|*:fuse|*:fuse.*|*:fuseblk) ;; *) continue ;; esac
+            case $PWD/ in "${at%/}"/*) continue ;; esac
+            umount -i -l "$at" 2>/dev/null || : # -i: a helper would ask the server to unmount its own
+        done
+
+        """;
+
     private readonly ChildProcess _holder;
 
     public MountNamespace()
     {
         Tools.RequireRoot();
         Tools.Require("unshare", "nsenter", "setpriv");
-        _holder = ChildProcess.Start("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep infinity");
+        _holder = ChildProcess.Start("unshare", "--mount", "--propagation", "private", "sh", "-c", $"cd {Path.GetTempPath()}\n{DropForeignMounts}echo ready; exec sleep infinity");
         _holder.WaitForText("ready");
     }
 

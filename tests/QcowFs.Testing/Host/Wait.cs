@@ -20,4 +20,17 @@ public static class Wait
             Thread.Sleep(2);
         }
     }
+
+    /// <summary>What a file of /proc or /sys says, or null where it has gone, which it may between any look at it and the next.</summary>
+    public static string? ReadFact(string file)
+    {
+        try
+        {
+            return File.ReadAllText(file);
+        }
+        catch (IOException)
+        {
+            return null;
+        }
+    }
 }
