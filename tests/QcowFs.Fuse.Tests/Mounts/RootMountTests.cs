@@ -93,10 +93,11 @@ public abstract class RootMountTests : IDisposable
             taskset -c 0 python3 -c 'import os; os.fsync(os.open("m/disk", os.O_RDWR))'
             taskset -c 0 dd if=$D of=/dev/null bs=4096 count=4096 iflag=direct status=none
             """).Succeeded();
-        mount.Run($"""
-            taskset -c 0 python3 -c 'import os, ctypes; f = os.open("m/rendezvous", os.O_RDWR); {call}' & first=$!
-            taskset -c 0 dd if=m/rendezvous of=read bs=4096 count=1 iflag=direct status=none && wait $first
-            """).Succeeded();
+        using Process first = mount.Begin($"exec taskset -c 0 python3 -c 'import os, ctypes; f = os.open(\"m/rendezvous\", os.O_RDWR); {call}'");
+        while (mount.Statistic("MostConcurrentWrites") == 0) Assert.False(first.HasExited);
+        mount.Run("taskset -c 0 dd if=m/rendezvous of=read bs=4096 count=1 iflag=direct status=none").Succeeded();
+        first.WaitForExit();
+        Assert.Equal(0, first.ExitCode);
         Assert.Equal(2, mount.Statistic("MostConcurrentWrites"));
     }
 
