@@ -1,7 +1,7 @@
 // The pieces of the hot path by themselves, without kernel and threads. In this process and in short runs: all of them take about a
 // minute, and what counts is how they compare with yesterday's on the same machine.
-using BenchmarkDotNet.Configs;
 using BenchmarkDotNet.Columns;
+using BenchmarkDotNet.Configs;
 using BenchmarkDotNet.Diagnosers;
 using BenchmarkDotNet.Exporters;
 using BenchmarkDotNet.Jobs;
