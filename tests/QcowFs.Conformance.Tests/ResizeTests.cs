@@ -47,6 +47,28 @@ public sealed class ResizeTests
         Assert.Equal(before, box.Hash(image));
     }
 
+    /// <summary>To cut one does nothing, so nobody may be told that it was done.</summary>
+    [SkippableFact]
+    public void A_block_device_keeps_its_size()
+    {
+        using Sandbox box = new();
+        Testing.Tools.Require("losetup");
+        Testing.Tools.Require(File.Exists("/dev/loop-control"), "there are no loop devices");
+        string device = box.Shell("truncate -s 8M device; losetup --find --show device").Expect();
+        foreach (string size in (string[])["4M", "16M"])
+        {
+            Assert.Equal(
+                $"qcowfs: {device}: size: a block device keeps its 8388608 bytes; change its size where it was made",
+                box.QcowFs("resize", "-f", "raw", "--shrink", device, size).ExpectError());
+        }
+
+        box.Run("mkdir", "m").Expect();
+        box.QcowFs("mount", "-w", "--growable", "-f", "raw", device, "m").Expect();
+        box.Shell($"! truncate -s 4M m/*.raw 2>error && test $(stat -c %s m/*.raw) = 8388608").Expect();
+        box.QcowFs("umount", "m").Expect();
+        box.Run("losetup", "-d", device).Expect();
+    }
+
     // The model is grown with zeros to the size that the disk must have.
     private static void Compare(Sandbox box, string image, string format, string size)
     {

@@ -50,6 +50,8 @@ internal sealed class RawFormat : IImageFormat
 
         public void Resize(long size, IStorage? dataFile, IDiskImage? backing)
         {
+            if (file is FileStorage hostFile && hostFile.QueryFacts().IsBlockDevice) // F4: to cut it does nothing
+                throw new ImageFormatException(file.Name, "size", -1, $"a block device keeps its {file.Length} bytes", "change its size where it was made");
             file.SetLength(size);
             file.Sync();
         }

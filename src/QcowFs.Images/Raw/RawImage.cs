@@ -85,7 +85,7 @@ internal sealed class RawImage : IDiskImage
 
     public bool TrySetFileLength(long length)
     {
-        if (IsReadOnly)
+        if (IsReadOnly || _original is FileStorage hostFile && hostFile.QueryFacts().IsBlockDevice)
             return false;
         if (Failure is not null)
             throw new StorageException(Errno.EIO, "truncate after an earlier failure", Name);
