@@ -53,10 +53,12 @@ public sealed class AddCowConcurrencyTests
         SimulatedDisk disk = image.MakeDisk();
         using IDiskImage opened = Open(disk, rate: null);
         Thread? other = null;
+        bool begun = false;
         disk.BeforeCall = call =>
         {
-            if (call.Storage != AddCowCase.Image || call.Kind != StorageCalls.Write || other is not null)
+            if (call.Storage != AddCowCase.Image || call.Kind != StorageCalls.Write || begun)
                 return;
+            begun = true; // before the other thread can come here
             other = Start(() => opened.Write(40_000, [2, 2]));
 
             // Until it waits for this write or, where the cluster is not locked, is done.

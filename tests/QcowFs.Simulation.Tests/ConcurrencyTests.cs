@@ -123,10 +123,12 @@ public sealed class ConcurrencyTests
         image.Sync();
         long host = image.QueryExtent(0, 1).Host;
         Thread? other = null;
+        bool begun = false;
         disk.BeforeCall = call =>
         {
-            if (call.Kind != StorageCalls.Read || call.Offset != host || other is not null)
+            if (call.Kind != StorageCalls.Read || call.Offset != host || begun)
                 return;
+            begun = true; // before the other thread can come here
             other = Start(() =>
             {
                 byte[] twos = new byte[4096];
@@ -188,10 +190,12 @@ public sealed class ConcurrencyTests
         image.Write(0, ones);
         SimulatedDisk? crashed = null;
         Thread? late = null;
+        bool begun = false;
         disk.BeforeCall = call =>
         {
-            if (call.Kind != StorageCalls.Sync || late is not null)
+            if (call.Kind != StorageCalls.Sync || begun)
                 return;
+            begun = true; // before the other thread can come here
             using ManualResetEventSlim written = new();
             late = Start(() =>
             {
@@ -226,10 +230,12 @@ public sealed class ConcurrencyTests
         image.Write(4096, ones);
         SimulatedDisk? crashed = null;
         Thread? other = null;
+        bool begun = false;
         disk.BeforeCall = call =>
         {
-            if (call.Kind != StorageCalls.Sync || other is not null)
+            if (call.Kind != StorageCalls.Sync || begun)
                 return;
+            begun = true; // before the other thread can come here
             other = Start(() =>
             {
                 image.Sync();
