@@ -87,11 +87,7 @@ internal sealed class Qcow2Commit(Qcow2State state)
     public void StateSize(long size)
     {
         lock (_useLock)
-        {
-            state.File.Read(0, _headerSector);
-            BinaryPrimitives.WriteInt64BigEndian(_headerSector.AsSpan(Qcow2HeaderLayout.VirtualSizeAt), size);
-            state.File.Write(0, _headerSector);
-        }
+            WriteHeaderField(Qcow2HeaderLayout.VirtualSizeAt, (ulong)size);
     }
 
     /// <summary>Ends a session after its last commit: cuts unused space off the tail and clears the in-use mark.</summary>
@@ -289,10 +285,16 @@ internal sealed class Qcow2Commit(Qcow2State state)
 
     private void WriteAutoclear(AutoclearFeatures features)
     {
-        state.File.Read(0, _headerSector);
-        BinaryPrimitives.WriteUInt64BigEndian(_headerSector.AsSpan(Qcow2HeaderLayout.AutoclearFeaturesAt), (ulong)features);
-        state.File.Write(0, _headerSector);
+        WriteHeaderField(Qcow2HeaderLayout.AutoclearFeaturesAt, (ulong)features);
         state.File.Sync();
+    }
+
+    // One write of one sector, which is never torn.
+    private void WriteHeaderField(int at, ulong value)
+    {
+        state.File.Read(0, _headerSector);
+        BinaryPrimitives.WriteUInt64BigEndian(_headerSector.AsSpan(at), value);
+        state.File.Write(0, _headerSector);
     }
 
     /// <summary>Gives up references whose removal is durable. What is done leaves the list, a page of counts at a time, so that a failure

@@ -216,7 +216,7 @@ public sealed class SharingModelTests
         }
     }
 
-    /// <summary>A session with a journal, which goes without deduplication, overwrites what is shared: counts fall to one late.</summary>
+    /// <summary>A session with a journal and without deduplication overwrites what is shared: counts fall to one late.</summary>
     [Fact]
     public void A_journal_leaves_no_flag_missing_in_a_deduplicated_image()
     {

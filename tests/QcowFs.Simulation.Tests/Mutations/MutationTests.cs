@@ -124,8 +124,8 @@ public sealed class MutationTests(ITestOutputHelper output)
         new Mutation(
             "I9 the in-use mark is not durable before the first change",
             Commit,
-            "state.File.Write(0, _headerSector);\n        state.File.Sync();",
-            "state.File.Write(0, _headerSector);",
+            "WriteHeaderField(Qcow2HeaderLayout.AutoclearFeaturesAt, (ulong)features);\n        state.File.Sync();",
+            "WriteHeaderField(Qcow2HeaderLayout.AutoclearFeaturesAt, (ulong)features);",
             nameof(Probes.Crash)),
         new Mutation(
             "I10 unknown auto-clear bits stay",
