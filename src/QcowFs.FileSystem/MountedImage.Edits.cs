@@ -272,8 +272,13 @@ public sealed partial class MountedImage
         }
     }
 
+    // What is known of the partition table. While it is being read it is no fresher than before: who lists names meanwhile waits.
+    private const int TableIsFresh = 0, TableIsBeingRead = 1, TableIsStale = 2;
+
+    private bool IsTableStale => Volatile.Read(ref _table) != TableIsFresh || _wasLent;
+
     /// <summary>Whether the open disk was changed since its partition table was read.</summary>
-    internal bool IsShapeStale => (_tableStale || _wasLent) && _options.ShowsPartitions && IsOpen;
+    internal bool IsShapeStale => IsTableStale && _options.ShowsPartitions && IsOpen;
 
     /// <summary>Reads the partition table anew where the open disk was changed since the last time. A failure keeps what was known.</summary>
     internal void RefreshShape()
@@ -290,11 +295,11 @@ public sealed partial class MountedImage
         }
     }
 
-    /// <summary>Inside the gate, or where everybody is out.</summary>
+    /// <summary>By one thread at a time: inside the gate under the tree's lock, or where everybody is out.</summary>
     private void ReadTable()
     {
-        if (!_options.ShowsPartitions || !(_tableStale || _wasLent) || _disk is not { } disk || _shape is not { } shape) return;
-        _tableStale = false; // before the read: a change meanwhile asks for another
+        if (!_options.ShowsPartitions || !IsTableStale || _disk is not { } disk || _shape is not { } shape) return;
+        Volatile.Write(ref _table, TableIsBeingRead); // before the read: a change meanwhile asks for another
         try
         {
             _shape = shape with { VirtualSize = disk.Length, Partitions = PartitionTable.Read(disk.Length, disk.Read) };
@@ -303,6 +308,7 @@ public sealed partial class MountedImage
         {
             _options.Log($"{Name}: its partition table cannot be read: {_options.Describe(fault)}");
         }
+        Interlocked.CompareExchange(ref _table, TableIsFresh, TableIsBeingRead);
     }
 
     internal byte[] WriteInfo()

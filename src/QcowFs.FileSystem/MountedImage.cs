@@ -68,7 +68,7 @@ public sealed partial class MountedImage
     private volatile ImageShape? _shape;
     private volatile string? _error;
     private volatile bool _changed;
-    private volatile bool _tableStale = true;
+    private int _table = TableIsStale;
     private int _uses; // changed under _life
     private ulong _version; // changed under _life
     private HostFileFacts? _closedFile; // the file as it was when it was last let go, where that tells it from every other
@@ -205,7 +205,7 @@ public sealed partial class MountedImage
     {
         // Read first: the line stays shared between the channels' processors.
         if (!_changed) _changed = true;
-        if (!_tableStale) _tableStale = true;
+        if (Volatile.Read(ref _table) != TableIsStale) Volatile.Write(ref _table, TableIsStale);
     }
 
     /// <summary>Commits and makes durable without closing. What cannot change, or is not open, is durable.</summary>
@@ -317,7 +317,7 @@ public sealed partial class MountedImage
         IDiskImage disk = hold.OpenDisk(_options.Writable && !_frozen);
         _disk = disk;
         if (hold.HostFile != _closedFile) Volatile.Write(ref _version, _version + 1);
-        _tableStale = true;
+        Volatile.Write(ref _table, TableIsStale);
         _shape = new ImageShape(
             disk.Info.Format, disk.Length, disk.Info.BlockSize, hold.ReadFacts().Snapshots, _shape?.Partitions ?? PartitionTable.None);
     }

@@ -51,8 +51,14 @@ internal sealed class MemoryDisk : IDiskImage
 
     public bool IsReadOnly => _readOnly || OpenedReadOnly;
 
-    public void Read(long offset, Span<byte> destination) =>
+    /// <summary>Runs before each read.</summary>
+    public Action BeforeRead { get; set; } = static () => { };
+
+    public void Read(long offset, Span<byte> destination)
+    {
+        BeforeRead();
         _bytes.AsSpan((int)offset, destination.Length).CopyTo(destination);
+    }
 
     public void Write(long offset, ReadOnlySpan<byte> source) =>
         source.CopyTo(_bytes.AsSpan((int)offset, source.Length));

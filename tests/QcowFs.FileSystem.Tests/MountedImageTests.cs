@@ -49,6 +49,27 @@ public sealed class MountedImageTests
         Assert.DoesNotContain("error.txt", mount.List(mount.Find(".qcowfs/disk.qcow2").Node));
     }
 
+    // The kernel sends RELEASE when close(2) has long returned, so who lists next may come while the last close reads the table.
+    [Fact]
+    public void A_listing_waits_for_the_table_that_a_close_is_reading()
+    {
+        MemoryDisk disk = new(Size);
+        Mount mount = new(disk, staysOpen: false);
+        ulong handle = mount.Open(mount.Raw, ReadWrite);
+        mount.System.Write(mount.Raw, handle, 0, new PartitionBytes(Size).Gpt((100, 199)).Bytes, 0, out _);
+        List<string> names = [];
+        Thread lister = new(() => names = mount.List(1)) { IsBackground = true };
+        disk.BeforeRead = () =>
+        {
+            disk.BeforeRead = static () => { };
+            lister.Start();
+            Wait.Until(() => !lister.IsAlive || lister.ThreadState.HasFlag(ThreadState.WaitSleepJoin), "the listing waits, or has not waited");
+        };
+        mount.System.Release(mount.Raw, handle);
+        lister.Join();
+        Assert.Contains("disk.qcow2.p1.raw", names);
+    }
+
     [Fact]
     public void A_close_that_fails_is_in_the_receipt_although_it_was_opened_again()
     {
