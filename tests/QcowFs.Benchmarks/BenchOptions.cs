@@ -11,26 +11,28 @@ internal sealed record BenchOptions
     /// <summary>Everybody that can be compared.</summary>
     public static IReadOnlyList<string> AllContenders { get; } =
         [
-            "bare", "null", "null-uring", "qemu", "qemu-new", "qcowmount", "nbdfuse", "qcowfs", "qemu-vhdx", "vhdx", "raw", "add-cow", "add-cow-full",
-            "null-pass", "raw-pass",
+            "bare", "null", "null-uring", "qemu", "qemu-new", "qemu-new-threads", "qcowmount", "nbdfuse", "qcowfs", "qcowfs-uring", "qemu-vhdx", "vhdx",
+            "raw", "add-cow", "add-cow-full", "null-pass", "raw-pass",
         ];
 
     public const string Usage = """
         QcowFs.Benchmarks bench [options]         fio side by side: QcowFs, its peers, a null FUSE server
           --qcowfs PATH        the program; without it QcowFs is left out
           --mount-options LIST handed to `qcowfs mount -o`
-          --contenders LIST    of bare (the plain file), null, null-uring, qemu, qemu-new, qcowmount, nbdfuse, qcowfs (over qcow2),
+          --contenders LIST    of bare (the plain file), null, qemu, qemu-new, qemu-new-threads, qcowmount, nbdfuse, qcowfs (over qcow2),
                                qemu-vhdx, and QcowFs over vhdx, raw, add-cow, add-cow-full (all in its image file);
+                               null-uring and qcowfs-uring: null and qcowfs over io_uring, all others being on the device;
                                null-pass and raw-pass: null and raw by FUSE passthrough;
-                               default: all that are installed here
-          --qemu PATH          another qemu-storage-daemon, which competes as qemu-new
+                               default: all that are possible here
+          --qemu PATH          another qemu-storage-daemon, which competes as qemu-new, and as qemu-new-threads with an I/O thread for
+                               each processor
           --rows LIST          rows whose name contains one of the words
           --rounds N           rounds, the contenders in turns in each (default 5)
           --seconds N          for each timed run (default 3)
           --size MIB           of the prepared disk (default 1024, or less where memory is short)
           --place tmpfs|disk   where all rows run (default: each row its own)
           --disk DIRECTORY     a directory on a real disk (default /var/tmp)
-          --io-uring           null server and QcowFs over io_uring; the kernel's switch is turned on meanwhile
+          --io-uring           turns the kernel's switch for FUSE over io_uring on meanwhile, so that null-uring and qcowfs-uring are possible
           --report DIRECTORY   writes BENCHMARKS.md and a plot there
           --quick              one round, two seconds, 256 MiB
           --list               name the rows and end
@@ -62,8 +64,8 @@ internal sealed record BenchOptions
 
     public string DiskDirectory { get; private set; } = "/var/tmp";
 
-    /// <summary>Whether the null server and QcowFs have their requests over io_uring.</summary>
-    public bool OverIoUring { get; private set; }
+    /// <summary>Whether the kernel is made to offer FUSE over io_uring meanwhile.</summary>
+    public bool SwitchesIoUringOn { get; private set; }
 
     public string? ReportDirectory { get; private set; }
 
@@ -94,14 +96,13 @@ internal sealed record BenchOptions
                 case "--size": options.DiskSize = (long)Number() << 20; break;
                 case "--place": options.Place = ParsePlace(Value()); break;
                 case "--disk": options.DiskDirectory = Value(); break;
-                case "--io-uring": options.OverIoUring = true; break;
+                case "--io-uring": options.SwitchesIoUringOn = true; break;
                 case "--list": options.ListOnly = true; break;
                 case "--quick": (options.Rounds, options.Seconds, options.DiskSize) = (1, 2, 256L << 20); break;
                 default: throw new UsageException($"{name}: unknown option");
             }
         }
 
-        if (options.OverIoUring) options.MountOptions = options.MountOptions is { } given ? $"{given},transport=uring" : "transport=uring";
         if (options.DiskSize == 0)
             options.DiskSize = SizeThatFits(options.Contenders.Count);
         return options;

@@ -41,8 +41,8 @@ internal sealed class ProcessDisk : ServedDisk
     }
 }
 
-/// <summary>QEMU's FUSE export of an image, with its defaults.</summary>
-internal sealed record QemuExport(string Name, string Format, string Program = "qemu-storage-daemon") : Contender(Name)
+/// <summary>QEMU's FUSE export of an image, with its defaults; or on so many I/O threads, which QEMU can since version 10.2.</summary>
+internal sealed record QemuExport(string Name, string Format, string Program = "qemu-storage-daemon", int Threads = 0) : Contender(Name)
 {
     public override string Extension => Format;
 
@@ -55,12 +55,15 @@ internal sealed record QemuExport(string Name, string Format, string Program = "
     public override ServedDisk Serve(string file, string mountPoint, Workload? only)
     {
         string cache = only?.BypassesHostCache == true ? ",cache.direct=on" : "";
+        List<int> threads = [.. Enumerable.Range(0, Threads)];
+        string onThreads = string.Concat(threads.Select(thread => $",iothread.{thread}=thread{thread}"));
         Process process = Command.Start(
             Program,
             [
+                .. threads.SelectMany(thread => (string[])["--object", $"iothread,id=thread{thread}"]),
                 "--blockdev", $"driver=file,node-name=file,filename={file}{cache}",
                 "--blockdev", $"driver={Format},node-name=disk,file=file",
-                "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off",
+                "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off{onThreads}",
             ]);
         return new ProcessDisk(process, mountPoint, mountPoint, isUnmounted: false);
     }

@@ -62,7 +62,7 @@ internal static class Program
 
     private static int Bench(BenchOptions options, List<Workload> rows, CancellationToken cancellation)
     {
-        using IoUringSwitch? kernel = options.OverIoUring ? new IoUringSwitch() : null;
+        using IoUringSwitch? kernel = options.SwitchesIoUringOn ? new IoUringSwitch() : null;
         IReadOnlyList<Contender> contenders = Contender.Choose(options);
         var bench = new SideBySide(options, contenders, Console.Error, cancellation);
         IReadOnlyList<RowResult> results = rows.Count > 0 ? bench.Run(rows) : [];

@@ -4,7 +4,7 @@ using System.Globalization;
 namespace QcowFs.Benchmarks;
 
 /// <summary>QcowFs, writable.</summary>
-internal abstract record QcowFsServer(string Name, string Program, string? MountOptions, string Format) : Contender(Name)
+internal abstract record QcowFsServer(string Name, string Program, string? MountOptions, string Format, string Transport = "device") : Contender(Name)
 {
     public override string Extension => Format;
 
@@ -34,7 +34,7 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
             : base(mountPoint)
         {
             _program = contender.Program;
-            string[] options = [.. new[] { contender.MountOptions, rowOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
+            string[] options = [.. new[] { $"transport={contender.Transport}", contender.MountOptions, rowOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
             _ = Command.Run(_program, ["mount", "-w", "-f", contender.Format, .. options, file, mountPoint]);
             Server = FindServer(mountPoint);
         }
@@ -46,7 +46,8 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
 }
 
 /// <summary>QcowFs over qcow2.</summary>
-internal sealed record QcowFsContender(string Program, string? MountOptions) : QcowFsServer("qcowfs", Program, MountOptions, "qcow2")
+internal sealed record QcowFsContender(string Program, string? MountOptions, string Name = "qcowfs", string Transport = "device")
+    : QcowFsServer(Name, Program, MountOptions, "qcow2", Transport)
 {
     public override void Make(string? content, string file, CancellationToken cancellation) => MakeImage("qcow2", content, file, cancellation);
 }

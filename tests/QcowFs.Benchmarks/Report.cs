@@ -45,7 +45,7 @@ internal sealed record Report(
             page.Append(CultureInfo.InvariantCulture, $"- {fact}\n");
         page.Append(CultureInfo.InvariantCulture,
             $"- {Options.Rounds} rounds of {Options.Seconds} s, the contenders in turns in each; disks of {Options.DiskSize >> 20} MiB, written in full, or new where the row says alloc\n\n");
-        page.Append(CultureInfo.InvariantCulture, $"qcowfs, vhdx, raw, add-cow and add-cow-full are QcowFs over these formats; add-cow-full holds all of its disk itself; raw-pass and null-pass\nare raw and null by FUSE passthrough. null is a FUSE server\nthat passes each request to a plain file: what the protocol allows. bare is the plain file without FUSE. {Legend}\n\n");
+        page.Append(CultureInfo.InvariantCulture, $"qcowfs, vhdx, raw, add-cow and add-cow-full are QcowFs over these formats; add-cow-full holds all of its disk itself; raw-pass and null-pass\nare raw and null by FUSE passthrough, qcowfs-uring and null-uring are qcowfs and null over io_uring. null is a FUSE server\nthat passes each request to a plain file: what the protocol allows. bare is the plain file without FUSE. {Legend}\n\n");
         if (Rows.Count > 0)
         {
             page.Append("## Medians\n\n");

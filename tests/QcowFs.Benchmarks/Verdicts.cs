@@ -17,30 +17,39 @@ internal static class Verdicts
     private const double NearRaw = 0.9;
     private const double NearNull = 0.9; // both by passthrough: the kernel does the work
 
-    // Ours, and who serves the same format with QEMU's code. add-cow has none; its rival is QEMU's qcow2.
-    private static readonly (string Name, string Qemu)[] Subjects = [("qcowfs", "qemu"), ("vhdx", "qemu-vhdx"), ("add-cow", "qemu")];
+    // Ours, who serves the same format with QEMU's code, and what the protocol allows. add-cow has no rival of its own; it is QEMU's qcow2.
+    private static readonly (string Name, string Qemu, string Null)[] Subjects =
+        [("qcowfs", "qemu", "null"), ("qcowfs-uring", "qemu", "null-uring"), ("vhdx", "qemu-vhdx", "null"), ("add-cow", "qemu", "null")];
+
+    // Whom QcowFs over qcow2 is to beat besides.
+    private static readonly string[] Peers = ["qemu-new", "qemu-new-threads", "qcowmount", "nbdfuse"];
 
     /// <summary>Every rule that the measured contenders allow to judge.</summary>
     public static IReadOnlyList<Verdict> Of(RowResult result) =>
     [
-        .. Subjects.SelectMany(subject => OfSubject(result, subject.Name, subject.Qemu)),
+        .. Subjects.SelectMany(subject => OfSubject(result, subject.Name, subject.Qemu, subject.Null)),
+        .. Peers.SelectMany(peer => OfPeer(result, peer)),
         .. OfCompleteAddCow(result),
         .. OfPassthrough(result),
     ];
 
-    private static IEnumerable<Verdict> OfSubject(RowResult result, string subject, string qemu)
+    private static IEnumerable<Verdict> OfSubject(RowResult result, string subject, string qemu, string nullServer)
     {
         Workload row = result.Workload;
-        if (row.OfNullServer is { } share && Statistics.Ratio(result.Values, subject, "null") is { } ofNull)
-            yield return Judge(result, subject, $"{Percent(share)} of null", Percent(ofNull), ofNull >= share);
+        if (row.OfNullServer is { } share && Statistics.Ratio(result.Values, subject, nullServer) is { } ofNull)
+            yield return Judge(result, subject, $"{Percent(share)} of {nullServer}", Percent(ofNull), ofNull >= share);
         if (row.OfBareFile is { } bareShare && Statistics.Ratio(result.Values, subject, "bare") is { } ofBare)
             yield return Judge(result, subject, $"{Percent(bareShare)} of the bare file", Percent(ofBare), ofBare >= bareShare);
         if (row.TimesQemu is { } factor && Statistics.Ratio(result.Values, subject, qemu) is { } times)
             yield return Judge(result, subject, $"{Times(factor)} x {qemu}", Times(times), times >= factor);
-        if (row.TimesQemu is not null && subject == "qcowfs" && Statistics.Ratio(result.Values, subject, "qemu-new") is { } timesNew)
-            yield return Judge(result, subject, "1 x qemu-new", Times(timesNew), timesNew >= 1);
         if (row.AtMost is { } limit && Statistics.Median(result.Values.GetValueOrDefault(subject) ?? []) is { } value)
             yield return Judge(result, subject, $"at most {Times(limit)}", Times(value), value <= limit * 1.02);
+    }
+
+    private static IEnumerable<Verdict> OfPeer(RowResult result, string peer)
+    {
+        if (result.Workload.TimesQemu is not null && Statistics.Ratio(result.Values, "qcowfs", peer) is { } times)
+            yield return Judge(result, "qcowfs", $"1 x {peer}", Times(times), times >= 1);
     }
 
     private static IEnumerable<Verdict> OfCompleteAddCow(RowResult result)
