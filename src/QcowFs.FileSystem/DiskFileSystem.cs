@@ -161,7 +161,7 @@ public sealed class DiskFileSystem : IFuseFileSystem
     /// <inheritdoc/>
     public void Release(ulong node, ulong handle)
     {
-        if (_nodes.TryGet(node, out Node? found)) found.Release(handle);
+        if (_nodes.TryGet(node, out Node? found)) found.Release(handle, NodeChanged);
     }
 
     /// <inheritdoc/>
@@ -309,7 +309,6 @@ public sealed class DiskFileSystem : IFuseFileSystem
         EntryValid = IsFixed(node) ? FixedEntryValid
             : node is DiskNode { Partition: not null } or DiskNode { Snapshot: not null } ? TimeSpan.Zero // what they show may change with a write
             : ImageTree.NamesValid,
-        AttributesValid = node.AttributesValid,
         Attributes = node.GetAttributes(0),
     };
 }

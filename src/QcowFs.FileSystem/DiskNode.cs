@@ -16,7 +16,8 @@ internal sealed class DiskNode : Node
     private const ulong Handle = 1;
     private const uint WriteBits = 0x92; // 0222
 
-    // Where bytes cannot change, neither can attributes: a reader holds the image's lock against writers as long as it is open.
+    // Where bytes cannot change, neither can attributes: a reader holds the image's lock against writers as long as it is open. Without
+    // this the kernel asks for them before each read of a file that it caches.
     private static readonly TimeSpan ReadOnlyAttributesValid = TimeSpan.FromHours(1);
 
     [ThreadStatic]
@@ -67,7 +68,8 @@ internal sealed class DiskNode : Node
 
     public Partition? Partition { get; }
 
-    public override TimeSpan AttributesValid => _isWritable || !_image.StaysOpen ? TimeSpan.Zero : ReadOnlyAttributesValid;
+    // An image that is closed after its last use belongs to whoever wants it then.
+    private TimeSpan AttributesValid => !_isWritable && (_image.StaysOpen || Volatile.Read(ref _opens) > 0) ? ReadOnlyAttributesValid : TimeSpan.Zero;
 
     public long Length => Math.Clamp((_snapshot?.Length ?? _image.Length) - _start, 0, _most);
 
@@ -99,6 +101,7 @@ internal sealed class DiskNode : Node
             AccessTime = host.ModifyTime,
             ModifyTime = host.ModifyTime,
             ChangeTime = host.ModifyTime,
+            Valid = AttributesValid,
         };
     }
 
@@ -126,12 +129,14 @@ internal sealed class DiskNode : Node
         return Errno.None;
     }
 
-    public override void Release(ulong handle)
+    public override void Release(ulong handle, Action<ulong>? attributesEnd)
     {
         try
         {
             lock (_opening)
                 if (--_opens == 0) LeavePath();
+            // Before the image's lock goes, and with it the reason to believe them. What is on its way to the kernel it drops too.
+            if (!_isWritable && AttributesValid == TimeSpan.Zero) attributesEnd?.Invoke(Number);
         }
         finally
         {

@@ -50,7 +50,7 @@ internal sealed class FactsNode(byte[] name, TreeSettings settings, TimeProvider
         return Errno.None;
     }
 
-    public override void Release(ulong handle)
+    public override void Release(ulong handle, Action<ulong>? attributesEnd)
     {
         _contents.TryRemove(handle, out _);
         if (_contents.IsEmpty) _newest = null;

@@ -19,9 +19,6 @@ internal abstract class Node(byte[] name)
     /// <summary>Node id and inode number; given by <see cref="NodeTable"/>, never used twice.</summary>
     public ulong Number { get; private set; }
 
-    /// <summary>How long the kernel may believe the attributes.</summary>
-    public virtual TimeSpan AttributesValid => TimeSpan.Zero;
-
     /// <summary>Attributes; the size may depend on the handle.</summary>
     public abstract FuseAttributes GetAttributes(ulong handle);
 
@@ -32,8 +29,8 @@ internal abstract class Node(byte[] name)
         return Errno.EISDIR;
     }
 
-    /// <summary>Ends one open.</summary>
-    public virtual void Release(ulong handle)
+    /// <summary>Ends one open. <paramref name="attributesEnd"/> makes the kernel forget the attributes of the node that it names.</summary>
+    public virtual void Release(ulong handle, Action<ulong>? attributesEnd)
     {
     }
 

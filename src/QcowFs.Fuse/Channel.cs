@@ -14,7 +14,7 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
     private const long SlowestCopyBytesPerSecond = 1_000_000_000;
 
     // Whether a thread waited costs two system calls to find out. They are spent on so many requests after each slow one.
-    private const int WatchedAfterSlow = 64;
+    private const int WatchedAfterSlow = 8;
 
     private readonly TimeProvider _time = options.Time;
     private readonly Action<FuseOpcode, TimeSpan>? _counted = options.Served;
@@ -44,6 +44,7 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
     /// <summary>Serves until the connection ends. The body of the channel's thread.</summary>
     public void Run()
     {
+        _ = Libc.ThreadWaits(); // what its first call costs, allocations too, is not to fall upon a request
         while (ServeNext())
         {
             // One request at a time, each in a call of its own, so that the just-in-time compiler can replace the code meanwhile.

@@ -120,14 +120,10 @@ internal sealed partial class Dispatcher
         }
     }
 
-    private int WriteAttributes(Span<byte> payload, in FuseAttributes attributes)
+    private static int WriteAttributes(Span<byte> payload, in FuseAttributes attributes)
     {
-        var result = new AttributesOut
-        {
-            ValidSeconds = _attributesValid.Seconds,
-            ValidNanoseconds = _attributesValid.Nanoseconds,
-            Attributes = Attributes.From(in attributes),
-        };
+        var result = new AttributesOut { Attributes = Attributes.From(in attributes) };
+        (result.ValidSeconds, result.ValidNanoseconds) = WireTime.Split(attributes.Valid);
         return Message.Write(payload, in result);
     }
 }

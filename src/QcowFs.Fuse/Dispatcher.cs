@@ -20,7 +20,6 @@ internal sealed partial class Dispatcher(IFuseFileSystem fileSystem, FuseSession
 
     private readonly IFuseFileSystem _fileSystem = fileSystem;
     private readonly FuseSessionOptions _options = options;
-    private readonly (ulong Seconds, uint Nanoseconds) _attributesValid = WireTime.Split(options.AttributesValid);
     private long _unreportedFaults;
 
     /// <summary>Faults that the session's owner could not be told of, because telling threw.</summary>

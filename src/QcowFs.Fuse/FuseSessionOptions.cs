@@ -23,9 +23,6 @@ public sealed record FuseSessionOptions
     /// <summary>Background requests that the kernel may have in flight.</summary>
     public int MaxBackground { get; init; } = 128;
 
-    /// <summary>How long the kernel may believe attributes that GETATTR and SETATTR gave it.</summary>
-    public TimeSpan AttributesValid { get; init; } = TimeSpan.FromSeconds(1);
-
     /// <summary>Whether each channel opens a descriptor of its own (FUSE_DEV_IOC_CLONE) where /dev/fuse can be opened. A session on a
     /// descriptor that is not /dev/fuse shares it in any case.</summary>
     public bool CloneDevice { get; init; } = true;

@@ -26,6 +26,8 @@ public struct FuseAttributes
     public DateTimeOffset ModifyTime { get; set; }
     /// <summary>Last change of the inode.</summary>
     public DateTimeOffset ChangeTime { get; set; }
+    /// <summary>How long the kernel may believe all this. It asks anew before each read of a file that it caches where the time is over.</summary>
+    public TimeSpan Valid { get; set; }
 }
 
 /// <summary>The result of a lookup: the node and how long the kernel may believe it.</summary>
@@ -38,8 +40,6 @@ public struct FuseEntry
     public ulong Generation { get; set; }
     /// <summary>How long the name stays valid.</summary>
     public TimeSpan EntryValid { get; set; }
-    /// <summary>How long the attributes stay valid.</summary>
-    public TimeSpan AttributesValid { get; set; }
     /// <summary>The node's attributes.</summary>
     public FuseAttributes Attributes { get; set; }
 }

@@ -233,7 +233,25 @@ public sealed class DiskFileTests
             Assert.Equal(Errno.None, mount.System.Open(mount.Raw, flags, out FuseOpenResult result));
             Assert.Equal(expected, result.Flags);
         }
-        Assert.Equal(readOnly, mount.Find("disk.qcow2.raw").AttributesValid > TimeSpan.Zero);
+        Assert.Equal(readOnly, mount.Find("disk.qcow2.raw").Attributes.Valid > TimeSpan.Zero);
+        Assert.Equal(readOnly, mount.Attributes(mount.Raw).Valid > TimeSpan.Zero);
+    }
+
+    [Fact]
+    public void The_kernel_believes_the_attributes_of_an_image_in_a_directory_while_it_is_locked()
+    {
+        Mount mount = new(new MemoryDisk(Size, readOnly: true), staysOpen: false);
+        List<string> order = mount.Hold.Calls;
+        mount.System.NodeChanged = node => order.Add($"forget {node == mount.Raw}");
+        Assert.Equal(TimeSpan.Zero, mount.Attributes(mount.Raw).Valid);
+        ulong first = mount.Open(mount.Raw);
+        ulong second = mount.Open(mount.Raw);
+        Assert.NotEqual(TimeSpan.Zero, mount.Attributes(mount.Raw).Valid);
+        mount.System.Release(mount.Raw, first);
+        Assert.NotEqual(TimeSpan.Zero, mount.Attributes(mount.Raw).Valid);
+        mount.System.Release(mount.Raw, second);
+        Assert.Equal(["open ro", "forget True", "release"], order);
+        Assert.Equal(TimeSpan.Zero, mount.Attributes(mount.Raw).Valid);
     }
 
     [Theory]

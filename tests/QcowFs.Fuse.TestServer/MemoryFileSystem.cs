@@ -274,7 +274,6 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
         Node = node,
         Generation = 1,
         EntryValid = TimeSpan.FromSeconds(60),
-        AttributesValid = TimeSpan.FromSeconds(60),
         Attributes = AttributesOf(node),
     };
 
@@ -287,6 +286,7 @@ internal sealed unsafe class MemoryFileSystem : IFuseFileSystem, IDisposable
             Inode = node,
             Mode = isDirectory ? Directory | 0b111_000_000 : RegularFile | 0b110_000_000,
             Links = isDirectory ? 2u : 1u,
+            Valid = TimeSpan.FromSeconds(1),
             Uid = _options.Uid,
             Gid = _options.Uid,
             Size = hasContent ? _options.Size : 0,

@@ -13,7 +13,6 @@ internal sealed class DispatcherFixture
         _reply = new byte[16 + payload];
         var options = new FuseSessionOptions
         {
-            AttributesValid = TimeSpan.FromSeconds(2.5),
             MapException = map ?? (static _ => Errno.EIO),
             Report = report ?? Faults.Add,
         };

@@ -27,7 +27,7 @@ internal struct EntryOut
             Attributes = Attributes.From(in attributes),
         };
         (result.EntryValidSeconds, result.EntryValidNanoseconds) = WireTime.Split(source.EntryValid);
-        (result.AttributesValidSeconds, result.AttributesValidNanoseconds) = WireTime.Split(source.AttributesValid);
+        (result.AttributesValidSeconds, result.AttributesValidNanoseconds) = WireTime.Split(attributes.Valid);
         return result;
     }
 }

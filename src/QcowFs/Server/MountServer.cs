@@ -150,7 +150,6 @@ internal sealed class MountServer : IDisposable
             ResidentMemory = IsResident,
             Transport = _settings.TransportChoice,
             TransportRefused = reason => _log.Write($"io_uring is not used: {reason}"),
-            AttributesValid = TimeSpan.Zero, // facts files change between opens, a disk's blocks with every write
             MapException = ErrorMap.ToErrno,
             Served = DiskFileSystem.Served,
             Report = fault => _log.Write($"{fault.Opcode}: {fault.Message}{(fault.Exception is { } e ? $": {e.Message}" : "")}"),
@@ -158,9 +157,9 @@ internal sealed class MountServer : IDisposable
         _session = session;
         try
         {
-            session.Start();
             _fileSystem.NameLeft = name => session.InvalidateEntry(IFuseFileSystem.RootNode, name.Span);
             _fileSystem.NodeChanged = node => session.InvalidateInode(node, -1, 0);
+            session.Start();
             return ServeUntilEnd(session, ready);
         }
         catch (Exception fault)

@@ -116,7 +116,6 @@ public sealed class DirectoryRequestTests
     {
         Node = node,
         EntryValid = TimeSpan.FromSeconds(3),
-        AttributesValid = TimeSpan.FromSeconds(4),
-        Attributes = new FuseAttributes { Inode = 1000 + node, Size = 10, Mode = mode, Links = 1 },
+        Attributes = new FuseAttributes { Inode = 1000 + node, Size = 10, Mode = mode, Links = 1, Valid = TimeSpan.FromSeconds(4) },
     };
 }

@@ -18,6 +18,7 @@ public sealed class NodeRequestTests
         AccessTime = DateTimeOffset.UnixEpoch.AddSeconds(100),
         ModifyTime = DateTimeOffset.UnixEpoch.AddSeconds(200).AddTicks(1234567),
         ChangeTime = DateTimeOffset.UnixEpoch.AddTicks(-1),
+        Valid = TimeSpan.FromSeconds(2.5),
     };
 
     /// <summary>struct fuse_attr of <see cref="Sample"/>.</summary>
@@ -36,12 +37,11 @@ public sealed class NodeRequestTests
             Node = 5,
             Generation = 9,
             EntryValid = TimeSpan.FromSeconds(1.25),
-            AttributesValid = TimeSpan.FromSeconds(60),
             Attributes = Sample,
         };
         fixture.Expect(
             Packet.Request(FuseOpcode.Lookup, 1, new Packet().Name("disk.qcow2.raw")),
-            Packet.Reply(0, new Packet().U64(5).U64(9).U64(1).U64(60).U32(250000000).U32(0).Raw(SampleBytes)),
+            Packet.Reply(0, new Packet().U64(5).U64(9).U64(1).U64(2).U32(250000000).U32(500000000).Raw(SampleBytes)),
             "lookup 1 disk.qcow2.raw");
     }
 
