@@ -46,6 +46,19 @@ public sealed class LifecycleTests
     }
 
     [SkippableTheory]
+    [InlineData("512")]
+    [InlineData("128", "--cache=none")] // its memory is given out
+    public void Files_that_the_kernel_caches_are_read_ahead_far_enough(string expected, params string[] options)
+    {
+        using Sandbox box = new();
+        string image = box.Make("qcow2", "64M");
+        box.Run("mkdir", "m").Expect();
+        box.QcowFs(["mount", .. options, image, "m"]).Expect();
+        Assert.Equal(expected, box.Shell("cat /sys/class/bdi/$(mountpoint -d m)/read_ahead_kb").Expect().Trim());
+        box.QcowFs("umount", "m").Expect();
+    }
+
+    [SkippableTheory]
     [MemberData(nameof(Disks.Formats), MemberType = typeof(Disks))]
     public void A_regular_file_is_covered_and_is_the_disk(string format)
     {

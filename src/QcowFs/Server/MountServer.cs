@@ -178,6 +178,7 @@ internal sealed class MountServer : IDisposable
         // Relative paths have been resolved; a working directory would keep its file system busy.
         if (!_settings.StaysInForeground) Environment.CurrentDirectory = "/";
         MountEntry? own = MountTable.FindTop(_mountPoint.Path) is { IsOurs: true } top ? top : null;
+        if (own is not null && !IsResident) ReadAhead.Raise(own);
         if (own is not null) _passthrough.FindMapper = inode => Holders.FindMapper(own.Device, inode);
         using ControlServer? control = own is not null
             ? new ControlServer($"{RuntimeDirectory.Create()}/{RuntimeDirectory.SocketName(own.Device)}", Answer)
