@@ -63,7 +63,7 @@ internal sealed record QemuExport(string Name, string Format, string Program = "
                 .. threads.SelectMany(thread => (string[])["--object", $"iothread,id=thread{thread}"]),
                 "--blockdev", $"driver=file,node-name=file,filename={file}{cache}",
                 "--blockdev", $"driver={Format},node-name=disk,file=file",
-                "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable=on,growable=off{onThreads}",
+                "--export", $"type=fuse,id=export,node-name=disk,mountpoint={mountPoint},writable={(only?.IsReadOnly == true ? "off" : "on")},growable=off{onThreads}",
             ]);
         return new ProcessDisk(process, mountPoint, mountPoint, isUnmounted: false);
     }

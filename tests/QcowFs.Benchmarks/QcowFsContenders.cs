@@ -14,7 +14,7 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
 
     public override bool TakesRowsOfQcow2 => Format == "qcow2";
 
-    public override ServedDisk Serve(string file, string mountPoint, Workload? only) => new Disk(this, file, mountPoint, only?.MountOptions);
+    public override ServedDisk Serve(string file, string mountPoint, Workload? only) => new Disk(this, file, mountPoint, only);
 
     /// <summary>Bytes of memory that the server of a mount has now.</summary>
     public static long ResidentMemory(string mountPoint) => FindServer(mountPoint) is { } server ? ServedDisk.MemoryOf(server, "VmRSS:") ?? 0 : 0;
@@ -30,12 +30,12 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
     {
         private readonly string _program;
 
-        public Disk(QcowFsServer contender, string file, string mountPoint, string? rowOptions)
+        public Disk(QcowFsServer contender, string file, string mountPoint, Workload? only)
             : base(mountPoint)
         {
             _program = contender.Program;
-            string[] options = [.. new[] { $"transport={contender.Transport}", contender.MountOptions, rowOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
-            _ = Command.Run(_program, ["mount", "-w", "-f", contender.Format, .. options, file, mountPoint]);
+            string[] options = [.. new[] { $"transport={contender.Transport}", contender.MountOptions, only?.MountOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
+            _ = Command.Run(_program, ["mount", .. only?.IsReadOnly == true ? (string[])[] : ["-w"], "-f", contender.Format, .. options, file, mountPoint]);
             Server = FindServer(mountPoint);
         }
 

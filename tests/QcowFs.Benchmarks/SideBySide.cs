@@ -37,7 +37,8 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
         try
         {
             // Rows that want their disk served in another way than all others have one of their own.
-            foreach (IGrouping<string?, RowResult> alike in results.Where(result => result.Workload.State == DiskState.Written).GroupBy(result => result.Workload.MountOptions))
+            foreach (IEnumerable<RowResult> alike in results.Where(result => result.Workload.State == DiskState.Written)
+                .GroupBy(result => (result.Workload.MountOptions, result.Workload.IsReadOnly)))
             {
                 RunWritten(directory, [.. alike]);
             }
@@ -71,7 +72,7 @@ internal sealed class SideBySide(BenchOptions options, IReadOnlyList<Contender> 
 
         string content = Path.Combine(directory, "content.raw");
         WriteContent(content, options.DiskSize);
-        Workload? only = results[0].Workload.MountOptions is null ? null : results[0].Workload;
+        Workload? only = results[0].Workload is { MountOptions: null, IsReadOnly: false } ? null : results[0].Workload;
         Dictionary<Contender, ServedDisk> disks = [];
         try
         {

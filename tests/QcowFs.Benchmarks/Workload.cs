@@ -50,6 +50,9 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
     /// <summary>Mount options that QcowFs gets in this row besides the command line's.</summary>
     public string? MountOptions { get; init; }
 
+    /// <summary>Whether the disk is served for reading only, so that the kernel may cache it.</summary>
+    public bool IsReadOnly { get; init; }
+
     /// <summary>Whether all open the image with O_DIRECT.</summary>
     public bool BypassesHostCache { get; init; }
 
@@ -90,6 +93,10 @@ internal sealed record Workload(string Name, Measure Measure, string FioArgument
         Large("1m-write", $"--rw=write {DirectOneByOne}"),
         Large("1m-write-qd8", $"--rw=write {Direct} --iodepth=8"),
         Large("1m-read-buffered", "--rw=read --ioengine=psync --invalidate=1"),
+        Small("4k-randread-qd1-readonly", $"--rw=randread {DirectOneByOne}") with { IsReadOnly = true },
+        Small("4k-randread-qd32-readonly", $"--rw=randread {Direct} --iodepth=32") with { IsReadOnly = true },
+        // What the null server does not do is read ahead into a cache.
+        Large("1m-read-buffered-readonly", "--rw=read --ioengine=psync --invalidate=1") with { IsReadOnly = true, OfNullServer = null },
         new("4k-alloc-randwrite-qd32", Measure.OperationsPerSecond,
             $"--rw=randwrite --bs=4k {Direct} --iodepth=32 --size=1g --io_size=128m --randseed=1 --end_fsync=1")
             { State = DiskState.Empty, Timed = false, TimesQemu = 3 },
