@@ -40,7 +40,7 @@ internal sealed record BenchOptions
           cost over virtual size, snapshots and layers, as a table
         QcowFs.Benchmarks micro [WORD...]
           micro-benchmarks whose name contains one of the words
-        QcowFs.Benchmarks null-server [--threads N | --io-uring | --passthrough] MOUNTPOINT FILE
+        QcowFs.Benchmarks null-server [--threads N | --io-uring | --passthrough | --direct] MOUNTPOINT FILE
           covers the regular file MOUNTPOINT with FILE until unmounted; needs root
         """;
 

@@ -161,6 +161,11 @@ internal sealed record NullServerContender(string Name, string[] Options) : Cont
 {
     public override string Extension => "raw";
 
-    public override ServedDisk Serve(string file, string mountPoint, Workload? only) =>
-        new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. Options, mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+    public override bool CanBypassHostCache => Options.Length == 0;
+
+    public override ServedDisk Serve(string file, string mountPoint, Workload? only)
+    {
+        string[] options = only?.BypassesHostCache == true ? ["--direct"] : Options;
+        return new ProcessDisk(Command.Start(Environment.ProcessPath!, ["null-server", .. options, mountPoint, file]), mountPoint, mountPoint, isUnmounted: true);
+    }
 }

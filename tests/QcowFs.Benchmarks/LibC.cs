@@ -38,11 +38,12 @@ internal static unsafe class LibC
         return usage[0] + usage[2] + ((usage[1] + usage[3]) / 1e6);
     }
 
-    public static int Open(string path)
+    public static int Open(string path, bool direct = false)
     {
+        const int bypassCache = 0x4000; // O_DIRECT of x86; elsewhere the open fails and says so
         fixed (byte* bytes = Text(path))
         {
-            return Checked(OpenCall(bytes, ReadWrite | CloseOnExec, 0), $"open {path}");
+            return Checked(OpenCall(bytes, ReadWrite | CloseOnExec | (direct ? bypassCache : 0), 0), $"open {path}");
         }
     }
 

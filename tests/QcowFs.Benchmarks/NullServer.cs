@@ -7,6 +7,9 @@ namespace QcowFs.Benchmarks;
 
 internal sealed unsafe class NullServer
 {
+    /// <summary>Threads that wait for a disk: its depth. As many as QcowFs grows to.</summary>
+    public const int ThreadsForDisks = 32;
+
     private const int MaxTransfer = 1 << 20;
     private const int PageSize = 4096;
     private const int InHeader = 40;
@@ -34,9 +37,9 @@ internal sealed unsafe class NullServer
     }
 
     /// <summary>Covers the regular file <paramref name="mountPoint"/> with <paramref name="path"/> and serves until unmounted.</summary>
-    public static void Run(string mountPoint, string path, int threads, bool overRings = false, bool passthrough = false)
+    public static void Run(string mountPoint, string path, int threads, bool overRings = false, bool passthrough = false, bool direct = false)
     {
-        var server = new NullServer(LibC.Open(path), new FileInfo(path).Length, passthrough);
+        var server = new NullServer(LibC.Open(path, direct), new FileInfo(path).Length, passthrough);
         int connection = LibC.Open("/dev/fuse");
         LibC.Mount("null-server", mountPoint, "fuse.null-server", $"fd={connection},rootmode=100000,user_id=0,group_id=0,allow_other,default_permissions");
 

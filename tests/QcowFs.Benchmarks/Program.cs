@@ -13,6 +13,7 @@ internal static class Program
             return arguments switch
             {
                 ["null-server", "--passthrough", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount), passthrough: true),
+                ["null-server", "--direct", var mountPoint, var file] => Serve(mountPoint, file, NullServer.ThreadsForDisks, direct: true),
                 ["null-server", "--threads", var threads, var mountPoint, var file] => Serve(mountPoint, file, int.Parse(threads, CultureInfo.InvariantCulture)),
                 ["null-server", "--io-uring", var mountPoint, var file] => Serve(mountPoint, file, 0),
                 ["null-server", var mountPoint, var file] => Serve(mountPoint, file, Math.Max(2, Environment.ProcessorCount)),
@@ -40,9 +41,9 @@ internal static class Program
         }
     }
 
-    private static int Serve(string mountPoint, string file, int threads, bool passthrough = false)
+    private static int Serve(string mountPoint, string file, int threads, bool passthrough = false, bool direct = false)
     {
-        NullServer.Run(Path.GetFullPath(mountPoint), file, threads, overRings: threads == 0, passthrough);
+        NullServer.Run(Path.GetFullPath(mountPoint), file, threads, overRings: threads == 0, passthrough, direct);
         return 0;
     }
 

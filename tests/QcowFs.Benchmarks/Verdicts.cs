@@ -68,9 +68,11 @@ internal static class Verdicts
         new(result.Workload.Name, subject, asked, found, isReached, isReached ? null : Limit(result, subject));
 
     /// <summary>What the same work costs without us, where that is measured: an allocating row cannot be faster than the host file takes
-    /// new pages, and no server faster than the null server.</summary>
+    /// new pages, a disk not busier than with the null server in front of it.</summary>
     private static string? Limit(RowResult result, string subject)
     {
+        if (result.Workload.OfBareFile is not null && Statistics.Ratio(result.Values, "null", "bare") is { } allowed)
+            return $"null with O_DIRECT and as many threads reaches {Percent(allowed)} of it";
         if (result.Workload.State != DiskState.Empty)
             return null;
         IEnumerable<string> limits = from name in (string[])["bare", "null"]
