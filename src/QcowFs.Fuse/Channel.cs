@@ -74,21 +74,22 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
         heldUp = false;
         long started = _time.GetTimestamp();
         Slot.Begin(header.Opcode, header.Node, header.Unique, started);
-        _growth?.Taken();
-        bool watches = _watched > 0;
+        ChannelGrowth? grows = _growth is { IsOver: false } ? _growth : null;
+        grows?.Taken();
+        bool watches = _watched > 0 && (timed || grows is not null);
         long waits = watches ? Libc.ThreadWaits() : 0;
         int length = Dispatcher.Serve(request, reply);
-        if (!timed && _growth is null && _counted is null) return length;
+        if (!timed && grows is null && _counted is null) return length;
         long now = _time.GetTimestamp();
         bool isSlow = now - started > _usualTicks + ((request.Length + length) / _bytesPerTick);
         heldUp = isSlow && watches && Libc.ThreadWaits() != waits;
         if (isSlow) _watched = WatchedAfterSlow;
         else if (watches) _watched--;
         _counted?.Invoke(header.Opcode, _time.GetElapsedTime(started, now));
-        if (_growth is not { } growth) return length;
+        if (grows is null) return length;
         if (heldUp) Volatile.Write(ref _heldUp, _heldUp + 1);
         Volatile.Write(ref _served, _served + 1);
-        growth.Handled();
+        grows.Handled();
         return length;
     }
 

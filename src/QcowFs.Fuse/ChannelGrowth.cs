@@ -20,6 +20,7 @@ internal sealed class ChannelGrowth : IDisposable
 
     // Channels that are not inside a handler. Changed by Interlocked.
     private int _waiting;
+    private volatile bool _isOver;
 
     /// <summary><paramref name="tryAdd"/> adds a channel, and is false where there may be no more.</summary>
     public ChannelGrowth(Func<Channel[]> channels, Func<bool> tryAdd)
@@ -27,6 +28,9 @@ internal sealed class ChannelGrowth : IDisposable
         _channels = channels;
         _tryAdd = tryAdd;
     }
+
+    /// <summary>Whether there will be no more threads, so that nobody needs to count any more.</summary>
+    public bool IsOver => _isOver;
 
     /// <summary>A channel was added.</summary>
     public void Added() => Interlocked.Increment(ref _waiting);
@@ -66,6 +70,7 @@ internal sealed class ChannelGrowth : IDisposable
             _pressed.Set();
             if ((heldUpAfter - heldUp) * 2 >= servedAfter - served) more = _tryAdd();
         }
+        _isOver = true;
     }
 
     private (long Served, long HeldUp) Totals()
