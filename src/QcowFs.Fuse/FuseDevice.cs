@@ -61,6 +61,7 @@ internal sealed unsafe class FuseDevice : IDisposable
     public int Receive(byte* buffer, int capacity, out Errno end)
     {
         end = Errno.None;
+        bool isOver = false;
         while (true)
         {
             nint length = Libc.Read(_descriptor, buffer, (nuint)capacity);
@@ -74,6 +75,11 @@ internal sealed unsafe class FuseDevice : IDisposable
                     continue;
                 case Errno.EAGAIN:
                     AwaitReadable();
+                    continue;
+                // Also said of a request that was taken at the very moment of an unmount. What is read when the connection is over is true.
+                case Errno.ECONNABORTED when !isOver:
+                    AwaitEnd();
+                    isOver = true;
                     continue;
                 default:
                     return 0;
@@ -105,10 +111,13 @@ internal sealed unsafe class FuseDevice : IDisposable
 
     private void AwaitWritable() => Await(Libc.POLLOUT);
 
-    private void Await(short events)
+    /// <summary>The kernel says POLLERR, which is always asked for, when no reader waits any more; that is some instructions away.</summary>
+    private void AwaitEnd() => Await(0, timeout: 1000);
+
+    private void Await(short events, int timeout = Timeout.Infinite)
     {
         var descriptor = new PollDescriptor { Descriptor = _descriptor, Events = events };
-        int ready = Libc.Poll(&descriptor, 1, Timeout.Infinite);
-        Debug.Assert(ready > 0 || Libc.LastErrno == Errno.EINTR, "poll of a device fails only when interrupted");
+        int ready = Libc.Poll(&descriptor, 1, timeout);
+        Debug.Assert(ready >= 0 || Libc.LastErrno == Errno.EINTR, "poll of a device fails only when interrupted");
     }
 }
