@@ -12,7 +12,7 @@ export DOTNET_CLI_TELEMETRY_OPTOUT := 1
 export DOTNET_NOLOGO := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build test soak demo bench bench-scale bench-micro lint deps deps-bench sdk install clean
+.PHONY: help build test test-ways soak demo bench bench-scale bench-micro lint deps deps-bench sdk install clean
 
 help: ## show this list
 	@printf 'QcowFs: make TARGET\n\n'
@@ -23,6 +23,9 @@ build: sdk ## release build; the program is build/qcowfs
 
 test: deps build ## everything that CI runs; last line: N passed, N failed, N skipped
 	@$(ROOT)/tests/run-tests.sh
+
+test-ways: deps build ## the real mounts again, over io_uring and out of reflink views
+	@$(ROOT)/tests/run-ways.sh
 
 soak: deps build ## the long runs with new seeds each round (MINUTES=60, STEPS=100000000 of the invariants at least)
 	@$(ROOT)/tests/soak.sh $(or $(MINUTES),60) $(or $(STEPS),100000000)

@@ -194,7 +194,7 @@ finish() {
 }
 rm -rf "$results"
 mkdir -p "$results"
-TMPDIR=$(mktemp -d /tmp/qfs-XXXXXX)
+TMPDIR=$(mktemp -d "${QCOWFS_TEST_BASE:-/tmp}/qfs-XXXXXX")
 QCOWFS_TEST_RUN=$(basename "$TMPDIR")
 export TMPDIR QCOWFS_TEST_RUN
 chmod 1777 "$TMPDIR"    # tests run parts of themselves as an ordinary user

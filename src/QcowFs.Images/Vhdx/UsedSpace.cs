@@ -1,7 +1,5 @@
 // What in the file something refers to, found by reading the block allocation table from its beginning to its end: for the allocator
 // of an image that is opened for writing, and for the check.
-using System.Buffers;
-using System.Buffers.Binary;
 using QcowFs.Storage;
 
 namespace QcowFs.Images.Vhdx;
@@ -23,7 +21,6 @@ internal readonly record struct SharedBlock(long Index, BatEntry Entry, int Leng
 internal sealed class UsedSpace
 {
     private const int UnitBits = 20;
-    private const int ChunkSize = 64 << 10;
 
     private readonly ulong[] _bits;
 
@@ -47,7 +44,8 @@ internal sealed class UsedSpace
         used.Add(0, VhdxLimits.Alignment);
         foreach (Region region in RegionsOf(layout))
             used.Add(region.Offset, region.Length);
-        used.ScanTable(layout, file, length, report);
+        foreach ((long index, BatEntry entry) in BatReader.InUse(layout, file))
+            used.Judge(layout, entry, index, length, report);
         return used;
     }
 
@@ -72,33 +70,6 @@ internal sealed class UsedSpace
     private ulong Word(long unit) => unit >> 6 < _bits.Length ? _bits[unit >> 6] : 0;
 
     private bool IsUsed(long unit) => (Word(unit) >> (int)(unit & 63) & 1) != 0;
-
-    private void ScanTable(VhdxLayout layout, IStorage file, long length, Action<SpaceProblem> report)
-    {
-        BatGeometry geometry = layout.Geometry;
-        byte[] chunk = ArrayPool<byte>.Shared.Rent(ChunkSize);
-        try
-        {
-            for (long first = 0; first < geometry.EntryCount; first += ChunkSize / BatEntry.Size)
-            {
-                int count = (int)Math.Min(ChunkSize / BatEntry.Size, geometry.EntryCount - first);
-                Span<byte> bytes = chunk.AsSpan(0, count * BatEntry.Size);
-                file.Read(layout.Regions.Bat.Offset + first * BatEntry.Size, bytes);
-                if (!bytes.ContainsAnyExcept((byte)0))
-                    continue;
-                for (int i = 0; i < count; i++)
-                {
-                    BatEntry entry = new(BinaryPrimitives.ReadUInt64LittleEndian(bytes[(i * BatEntry.Size)..]));
-                    if (entry.Raw != 0)
-                        Judge(layout, entry, first + i, length, report);
-                }
-            }
-        }
-        finally
-        {
-            ArrayPool<byte>.Shared.Return(chunk);
-        }
-    }
 
     private void Judge(VhdxLayout layout, BatEntry entry, long index, long length, Action<SpaceProblem> report)
     {

@@ -14,7 +14,6 @@ internal readonly record struct EntryMend(long Index, BatEntry Wanted);
 internal sealed class VhdxChecker
 {
     private const string NoRepair = "none";
-    private const int ChunkSize = 64 << 10;
 
     private readonly IStorage _file;
     private readonly VhdxLayout _layout;
@@ -98,22 +97,8 @@ internal sealed class VhdxChecker
     // What the scan of used space has no use for.
     private void CheckEntries()
     {
-        BatGeometry geometry = _layout.Geometry;
-        byte[] chunk = new byte[ChunkSize];
-        for (long first = 0; first < geometry.EntryCount; first += ChunkSize / BatEntry.Size)
-        {
-            int count = (int)Math.Min(ChunkSize / BatEntry.Size, geometry.EntryCount - first);
-            Span<byte> bytes = chunk.AsSpan(0, count * BatEntry.Size);
-            _layout.View.Read(_layout.Regions.Bat.Offset + first * BatEntry.Size, bytes);
-            if (!bytes.ContainsAnyExcept((byte)0))
-                continue;
-            for (int i = 0; i < count; i++)
-            {
-                BatEntry entry = new(BinaryPrimitives.ReadUInt64LittleEndian(bytes[(i * BatEntry.Size)..]));
-                if (entry.Raw != 0)
-                    CheckEntry(entry, first + i);
-            }
-        }
+        foreach ((long index, BatEntry entry) in BatReader.InUse(_layout, _layout.View))
+            CheckEntry(entry, index);
     }
 
     private void CheckEntry(BatEntry entry, long index)
