@@ -7,14 +7,11 @@ namespace QcowFs.Fuse;
 
 internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions options, ChannelGrowth? growth, Action<Channel> ended)
 {
-    /// <summary>A request that took longer than this, and than copying its bytes explains, was slow. It was held up where its thread gave up
-    /// its processor meanwhile; where it only computed, copied or filled new pages of memory, more threads would not have helped.</summary>
+    /// <summary>A request that took longer than this, and than copying its bytes explains, was held up by something.</summary>
     private static readonly TimeSpan UsualTime = TimeSpan.FromMicroseconds(50);
 
+    // Copying into new pages of memory, with every processor at it: writes that only fill memory gain nothing by more threads.
     private const long SlowestCopyBytesPerSecond = 1_000_000_000;
-
-    // Whether a thread waited costs two system calls to find out. They are spent on so many requests after each slow one.
-    private const int WatchedAfterSlow = 8;
 
     private readonly TimeProvider _time = options.Time;
     private readonly Action<FuseOpcode, TimeSpan>? _counted = options.Served;
@@ -24,7 +21,6 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
     private readonly long _bytesPerTick = Math.Max(SlowestCopyBytesPerSecond / options.Time.TimestampFrequency, 1);
     private long _served;
     private long _heldUp;
-    private int _watched; // requests still to be watched; used by the channel's thread
 
     /// <summary>The request in hand.</summary>
     public RequestSlot Slot { get; } = new();
@@ -44,7 +40,6 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
     /// <summary>Serves until the connection ends. The body of the channel's thread.</summary>
     public void Run()
     {
-        _ = Libc.ThreadWaits(); // what its first call costs, allocations too, is not to fall upon a request
         while (ServeNext())
         {
             // One request at a time, each in a call of its own, so that the just-in-time compiler can replace the code meanwhile.
@@ -76,15 +71,10 @@ internal abstract class Channel(Dispatcher dispatcher, FuseSessionOptions option
         Slot.Begin(header.Opcode, header.Node, header.Unique, started);
         ChannelGrowth? grows = _growth is { IsOver: false } ? _growth : null;
         grows?.Taken();
-        bool watches = _watched > 0 && (timed || grows is not null);
-        long waits = watches ? Libc.ThreadWaits() : 0;
         int length = Dispatcher.Serve(request, reply);
         if (!timed && grows is null && _counted is null) return length;
         long now = _time.GetTimestamp();
-        bool isSlow = now - started > _usualTicks + ((request.Length + length) / _bytesPerTick);
-        heldUp = isSlow && watches && Libc.ThreadWaits() != waits;
-        if (isSlow) _watched = WatchedAfterSlow;
-        else if (watches) _watched--;
+        heldUp = now - started > _usualTicks + ((request.Length + length) / _bytesPerTick);
         _counted?.Invoke(header.Opcode, _time.GetElapsedTime(started, now));
         if (grows is null) return length;
         if (heldUp) Volatile.Write(ref _heldUp, _heldUp + 1);

@@ -12,20 +12,6 @@ public static unsafe partial class Libc
     private const int SpawnStructureSize = 1024;
     private const short POSIX_SPAWN_SETSID = 0x80;
     private const nint PidFdOpenNumber = 434; // on every architecture
-    private const int RUSAGE_THREAD = 1;
-    private const int UsageFields = 18; // struct rusage: two timevals, then fourteen longs
-    private const int VoluntarySwitches = 16;
-
-    /// <summary>How often the calling thread has given up its processor to wait for something: a disk, a lock, another thread. Time that
-    /// others took it away for is not counted (getrusage(2), ru_nvcsw).</summary>
-    public static long ThreadWaits()
-    {
-        nint* usage = stackalloc nint[UsageFields];
-        return GetUsage(RUSAGE_THREAD, usage) == 0 ? usage[VoluntarySwitches] : 0;
-    }
-
-    [LibraryImport(LibraryName, EntryPoint = "getrusage")]
-    private static partial int GetUsage(int who, nint* usage);
 
     /// <summary>
     /// Starts a program as leader of a new session. Its standard descriptors are /dev/null, descriptor 3 is

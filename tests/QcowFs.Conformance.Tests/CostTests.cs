@@ -162,8 +162,8 @@ public sealed partial class CostTests
                select (match.Groups["name"].Value, long.Parse(match.Groups["result"].Value, CultureInfo.InvariantCulture)),
         ];
 
-        // Slow requests are watched with getrusage(2), and under a trace all are slow. Memory is what the compiler takes for hot methods.
-        private static readonly HashSet<string> NotOfRequests = ["getrusage", "mmap", "munmap", "mprotect", "madvise"];
+        // What the compiler takes for hot methods.
+        private static readonly HashSet<string> NotOfRequests = ["mmap", "munmap", "mprotect", "madvise"];
 
         public int Total => _calls.Count(call => !NotOfRequests.Contains(call.Name));
 
