@@ -24,8 +24,8 @@ internal sealed class Scale(BenchOptions options, TextWriter progress, Cancellat
 
     private readonly byte[] _block = new byte[Block];
 
-    /// <summary>One line of the table.</summary>
-    private sealed record Cost(string Kind, string Size, double MountMs, double MiB, double NewUs, double WriteUs, double ReadUs);
+    /// <summary>One line of the table; what was not measured is null.</summary>
+    private sealed record Cost(string Kind, string Size, double MountMs, double MiB, double? NewUs, double? WriteUs, double ReadUs);
 
     /// <summary>Measures and prints all. Gives the exit code.</summary>
     public int Run(TextWriter output)
@@ -92,14 +92,16 @@ internal sealed class Scale(BenchOptions options, TextWriter progress, Cancellat
                 && IsLevel(cost.WriteUs, first.WriteUs) && IsLevel(cost.ReadUs, first.ReadUs);
             string verdict = growsByLayer || group.Count == 1 ? "" : isFlat ? "flat" : "MISS";
             page.Add(string.Create(CultureInfo.InvariantCulture,
-                $"| {cost.Kind} | {cost.Size} | {cost.MountMs:0} | {cost.MiB:0.0} | {cost.NewUs:0.0} | {cost.WriteUs:0.0} | {cost.ReadUs:0.0} | {verdict} |"));
+                $"| {cost.Kind} | {cost.Size} | {cost.MountMs:0} | {cost.MiB:0.0} | {Micros(cost.NewUs)} | {Micros(cost.WriteUs)} | {cost.ReadUs:0.0} | {verdict} |"));
             progress.WriteLine(page[^1]);
         }
 
         return group;
     }
 
-    private static bool IsLevel(double value, double first) => value <= (first * MostTimes) + 1;
+    private static bool IsLevel(double? value, double? first) => value is null || value <= (first * MostTimes) + 1;
+
+    private static string Micros(double? value) => value?.ToString("0.0", CultureInfo.InvariantCulture) ?? "-";
 
     private double EmptyServer(string directory)
     {
@@ -136,7 +138,7 @@ internal sealed class Scale(BenchOptions options, TextWriter progress, Cancellat
 
         double read = double.MaxValue;
         (double ms, double mib) = Mounts(directory, image, disk => read = Math.Min(read, Repeated(() => Pass(disk, write: false, shift: 0))), rounds: 5);
-        return new Cost("qcow2 with layers", count.ToString(CultureInfo.InvariantCulture), ms, mib - empty, 0, 0, read);
+        return new Cost("qcow2 with layers", count.ToString(CultureInfo.InvariantCulture), ms, mib - empty, null, null, read);
     }
 
     private Cost Measured(string directory, string image, string kind, string size, double empty)
