@@ -14,6 +14,9 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
 
     public override bool TakesRowsOfQcow2 => Format == "qcow2";
 
+    /// <summary>What a mount that is written takes besides.</summary>
+    public virtual string? OptionToWrite => null;
+
     public override ServedDisk Serve(string file, string mountPoint, Workload? only) => new Disk(this, file, mountPoint, only);
 
     /// <summary>Bytes of memory that the server of a mount has now.</summary>
@@ -34,8 +37,10 @@ internal abstract record QcowFsServer(string Name, string Program, string? Mount
             : base(mountPoint)
         {
             _program = contender.Program;
-            string[] options = [.. new[] { $"transport={contender.Transport}", contender.MountOptions, only?.MountOptions }.OfType<string>().SelectMany(list => (string[])["-o", list])];
-            _ = Command.Run(_program, ["mount", .. only?.IsReadOnly == true ? (string[])[] : ["-w"], "-f", contender.Format, .. options, file, mountPoint]);
+            bool writes = only?.IsReadOnly != true;
+            string?[] lists = [$"transport={contender.Transport}", contender.MountOptions, writes ? contender.OptionToWrite : null, only?.MountOptions];
+            string[] options = [.. lists.OfType<string>().SelectMany(list => (string[])["-o", list])];
+            _ = Command.Run(_program, ["mount", .. writes ? (string[])["-w"] : [], "-f", contender.Format, .. options, file, mountPoint]);
             Server = FindServer(mountPoint);
         }
 
@@ -62,8 +67,10 @@ internal sealed record QcowFsOverVhdx(string Program, string? MountOptions) : Qc
 internal sealed record QcowFsOverRaw(string Program, string? MountOptions) : QcowFsServer("raw", Program, MountOptions, "raw");
 
 /// <summary>QcowFs over a plain file that the kernel serves itself.</summary>
-internal sealed record QcowFsPassthrough(string Program) : QcowFsServer("raw-pass", Program, "passthrough", "raw")
+internal sealed record QcowFsPassthrough(string Program) : QcowFsServer("raw-pass", Program, null, "raw")
 {
+    public override string OptionToWrite => "passthrough";
+
     /// <summary>Passthrough is for the host's page cache.</summary>
     public override bool CanBypassHostCache => false;
 }
