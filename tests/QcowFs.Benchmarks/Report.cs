@@ -43,6 +43,8 @@ internal sealed record Report(
         page.Append("# Benchmarks\n\nWritten by `make bench BENCH=\"--report tests/QcowFs.Benchmarks\"`; do not edit.\n\n");
         foreach (string fact in Machine.Facts())
             page.Append(CultureInfo.InvariantCulture, $"- {fact}\n");
+        if (Options.NewerQemu is { } newer && Contenders.Any(contender => contender.Name.StartsWith("qemu-new", StringComparison.Ordinal)))
+            page.Append(CultureInfo.InvariantCulture, $"- qemu-new: {Command.Run(newer, ["--version"]).Split('\n')[0].Trim()}; qemu-new-threads: the same on an I/O thread for each processor\n");
         page.Append(CultureInfo.InvariantCulture,
             $"- {Options.Rounds} rounds of {Options.Seconds} s, the contenders in turns in each; disks of {Options.DiskSize >> 20} MiB, written in full, or new where the row says alloc\n\n");
         page.Append(CultureInfo.InvariantCulture, $"qcowfs, vhdx, raw, add-cow and add-cow-full are QcowFs over these formats; add-cow-full holds all of its disk itself; raw-pass and null-pass\nare raw and null by FUSE passthrough, qcowfs-uring and null-uring are qcowfs and null over io_uring. null is a FUSE server\nthat passes each request to a plain file: what the protocol allows. bare is the plain file without FUSE. {Legend}\n\n");
