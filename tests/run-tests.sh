@@ -42,8 +42,15 @@ leftover_mounts() {
     awk -v base="$TMPDIR" 'index($5, base) == 1 { print $5 }' /proc/self/mountinfo | tac
 }
 
+# Devices over files of the run, and new ones over files that can no longer be found: their mount has gone before them.
 leftover_loops() {
-    losetup -n -l -O NAME,BACK-FILE 2>/dev/null | awk -v base="$TMPDIR" 'index($2, base) == 1 { print $1 }'
+    local name file
+    losetup -n -l -O NAME,BACK-FILE 2>/dev/null | while read -r name file; do
+        case $file in
+            "$TMPDIR"/*) echo "$name" ;;
+            *) [ -e "${file% (deleted)}" ] || grep -qxF "$name" <<<"$loops_before" || echo "$name" ;;
+        esac
+    done
 }
 
 # What the .NET runtime and the test platform themselves keep there is not the tests' doing: pipes, and for each test host
@@ -194,6 +201,7 @@ finish() {
 }
 rm -rf "$results"
 mkdir -p "$results"
+loops_before=$(losetup -n -l -O NAME 2>/dev/null | tr -d ' ')
 TMPDIR=$(mktemp -d "${QCOWFS_TEST_BASE:-/tmp}/qfs-XXXXXX")
 QCOWFS_TEST_RUN=$(basename "$TMPDIR")
 export TMPDIR QCOWFS_TEST_RUN

@@ -9,10 +9,11 @@ before=$(cat "$switch" 2>/dev/null) || {
     exit 1
 }
 host=$(mktemp -d /tmp/qfs-ways-XXXXXX)
+chmod 755 "$host"    # ordinary users work below it
 
 restore() {
     echo "$before" >"$switch"
-    umount "$host/xfs" 2>/dev/null
+    umount "$host/xfs" 2>/dev/null || umount -l "$host/xfs" 2>/dev/null
     rm -rf "$host"
 }
 trap restore EXIT

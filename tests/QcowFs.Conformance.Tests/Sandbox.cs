@@ -170,15 +170,16 @@ internal sealed class Sandbox : IDisposable
     /// <summary>S2.</summary>
     private void EndEverything()
     {
-        string[] loops = [.. LoopDevices()]; // by their paths, which go with the mounts
+        (string Device, string File)[] loops = [.. LoopDevices()]; // by their paths, which go with the mounts
         AbortConnections();
-        foreach (string loop in loops)
+        foreach ((string loop, string file) in loops)
         {
             // A file system on a loop device goes first; nothing in the namespace is needed any more. While it is open a device
-            // cannot become another's (S3).
+            // cannot become another's (S3). Of a file whose mount has gone only the name is left, or nothing where it was the mount.
+            string backing = $"/sys/block/{System.IO.Path.GetFileName(loop)}/loop/backing_file";
             Execute(
                 false, "sh",
-                ["-c", $"exec 3<{loop} || exit; case $(cat /sys/block/{System.IO.Path.GetFileName(loop)}/loop/backing_file) in {Path}/*) umount -l {loop}; losetup -d {loop};; esac"]);
+                ["-c", $"exec 3<{loop} || exit; case $(cat {backing}) in {Path}/*|/{System.IO.Path.GetFileName(file)}|/) umount -l {loop}; losetup -d {loop};; esac"]);
         }
 
         // One that is dying may have started another.
@@ -221,12 +222,12 @@ internal sealed class Sandbox : IDisposable
         }
     }
 
-    private IEnumerable<string> LoopDevices()
+    private IEnumerable<(string Device, string File)> LoopDevices()
     {
         foreach (string device in Directory.EnumerateDirectories("/sys/block", "loop*"))
         {
             if (LoopDevice.BackingFileOf(System.IO.Path.GetFileName(device)) is { } file && file.StartsWith(Path + "/", StringComparison.Ordinal))
-                yield return "/dev/" + System.IO.Path.GetFileName(device);
+                yield return ("/dev/" + System.IO.Path.GetFileName(device), file);
         }
     }
 
